@@ -34,9 +34,10 @@ from memevolve_gpu import (
 )
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
 from memevolve_gpu.components.retrieve import HybridRetrievalStrategy, SemanticRetrievalStrategy
-from memevolve_gpu.components.store import base, report_types
+from memevolve_gpu.components.store import base
 from memevolve_gpu.components.store.copy import copy_store
 from memevolve_gpu.records.filters import matches
+from memevolve_gpu.utils import report_types
 from memevolve_gpu.utils.timestamps import parse_stamp
 
 DIM = 24

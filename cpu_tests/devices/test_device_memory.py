@@ -114,7 +114,7 @@ def test_a_library_that_fails_gives_way_to_the_next() -> None:
 
 def test_another_device_is_asked_without_a_context_on_the_current_one() -> None:
     """Setting a device makes a context there since CUDA 12; a process on cuda:1 must leave cuda:0 alone."""
-    library = CupyOfTwo()
+    library: Any = CupyOfTwo()
     assert free_bytes(1, {"cupy": library}.get) == 11 * GB
     assert library.contexts == [1]
     assert library.getDevice() == 0

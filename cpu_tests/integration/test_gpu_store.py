@@ -86,9 +86,10 @@ def test_a_device_that_is_there_is_used_and_shown(tmp_path: Path, card: Card) ->
         shown = store.get_storage_health()["device"]
         assert shown["device"] == "cuda:0"
         assert shown["predicted_bytes"] == shown["measured_bytes"] > shown["scratch_bytes"] > 0
-        assert shown["budget"]["before"]["used"] == 0
-        assert shown["budget"]["after"]["used"] == shown["measured_bytes"] + WORKSPACE
-        assert shown["budget"]["now"]["limit"] <= 0.8 * (card.total + CONTEXT_BYTES + WORKSPACE)
+        old, new, now = (shown["budget"][when] or {} for when in ("before", "after", "now"))
+        assert old["used"] == 0
+        assert new["used"] == shown["measured_bytes"] + WORKSPACE
+        assert now["limit"] <= 0.8 * (card.total + CONTEXT_BYTES + WORKSPACE)
         assert shown["incidents"] == {}
         before = card.searches
         store.search_vectors(vectors_of(3), 5)
@@ -254,7 +255,7 @@ def test_a_card_that_others_fill_keeps_what_it_has(tmp_path: Path, card: Card) -
         card.taken = card.free
         store.run_maintenance()
         assert store.statistics()["index"]["device"] == "cuda:0"
-        assert store.statistics()["device"]["budget"]["now"]["room"] == 0
+        assert (store.statistics()["device"]["budget"]["now"] or {})["room"] == 0
 
 
 def test_a_lost_device_answers_the_query_and_is_left_until_restart(tmp_path: Path, card: Card) -> None:

@@ -233,6 +233,7 @@ def managed(system: MemorySystem) -> None:
     assert system.manage_memory("deduplicate", similarity_threshold=0.999) == said
     system.add_units([{"id": "twin3", "type": "lesson", "content": "said twice over"}])
     merged = system.manage_memory("consolidate", units=["twin2", "twin3"])
+    assert isinstance(merged, list)
     assert merged[0]["metadata"]["consolidated_from"] == ["twin2", "twin3"]
     assert "said twice over" in [one["content"] for one in system.query_memory("said twice over", 2)]
     count = store.count()

@@ -7,6 +7,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, is_typeddict
@@ -19,6 +20,7 @@ from support import each
 import memevolve_gpu
 from memevolve_gpu.components import manage, retrieve
 from memevolve_gpu.components.store import MetadataMixin
+from memevolve_gpu.integrations.importers import import_into
 from memevolve_gpu.milvus.client import MilvusClient
 
 WITHOUT_DOCSTRING = {"MemoryUnit"}
@@ -27,6 +29,7 @@ WITHOUT_DOCSTRING = {"MemoryUnit"}
 PUBLIC = {
     **{name: getattr(module, name) for module in (memevolve_gpu, manage, retrieve) for name in module.__all__},
     "MetadataMixin": MetadataMixin,
+    "import_into": import_into,
 }
 for _name in WITHOUT_DOCSTRING:
     del PUBLIC[_name]
@@ -123,17 +126,18 @@ def test_the_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert result.attempted > 0
 
 
-@pytest.mark.parametrize("name", ["MilvusStore", "StorageBackend", "VectorStore"])
-def test_stores_return_typed_values(name: str) -> None:
-    """``get_metadata`` and ``facets`` return parts of units, and ``save_state`` what only ``restore_state`` reads."""
+def test_public_calls_return_typed_values() -> None:
+    """JSON is what callers put into units, or what only ``restore_state`` reads; the rest has types of its own."""
     returned = {
-        attribute: str(inspect.signature(found).return_annotation)
-        for attribute, found in inspect.getmembers(PUBLIC[name], inspect.isroutine)
-        if not attribute.startswith("_")
+        part: str(inspect.signature(found).return_annotation)
+        for name in DOCUMENTED
+        for part, found in parts(name, PUBLIC[name])
+        if inspect.isroutine(found)
     }
-    assert len(returned) > 20
-    untyped = {attribute for attribute, annotation in returned.items() if "Any" in annotation}
-    assert untyped == {"get_metadata", "facets", "save_state"}
+    assert len(returned) > 200
+    assert {part for part, annotation in returned.items() if re.search(r"\bAny\b", annotation)} == set()
+    json = {part.rpartition(".")[2] for part, annotation in returned.items() if "Json" in annotation}
+    assert json == {"get_metadata", "facets", "save_state"}
 
 
 class Base:

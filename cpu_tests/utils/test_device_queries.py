@@ -168,5 +168,6 @@ def test_the_stream_that_fills_an_array_is_waited_for(stream: int | None, *, wai
         return SimpleNamespace(synchronize=lambda: waited.append(number))
 
     array = SimpleNamespace(__cuda_array_interface__={"shape": (1,), "stream": stream})
-    wait_for_maker(array, SimpleNamespace(cuda=SimpleNamespace(ExternalStream=external)))
+    torch: Any = SimpleNamespace(cuda=SimpleNamespace(ExternalStream=external))
+    wait_for_maker(array, torch)
     assert waited == ([stream] if waits else [])

@@ -20,7 +20,9 @@ from .components.store.history import Watch
 from .components.store.vector_store import VectorStore
 from .errors import ConfigurationError, StoreClosedError
 from .memory_system import MemorySystem, MemorySystemConfig
+from .types import JsonObject
 from .utils.arguments import shown, whole_number
+from .utils.config import StorageConfig
 from .utils.embeddings import EmbeddingFunction
 from .utils.forking import renew_in_child
 
@@ -122,7 +124,7 @@ class AsyncListing(AsyncIterator[_T], Generic[_T]):
 class _Opening(Generic[_Self]):
     """What ``open`` returns: awaited, or entered with ``async with``, it gives the open object."""
 
-    def __init__(self, kind: type[_Self], threads: _Threads, make: Callable[[], Any]) -> None:
+    def __init__(self, kind: type[_Self], threads: _Threads, make: Callable[[], object]) -> None:
         self._kind, self._threads, self._make = kind, threads, make
 
     def __await__(self) -> Generator[Any, None, _Self]:
@@ -184,13 +186,13 @@ class _Asynchronous:
         return await asyncio.wrap_future(self._submit(call))
 
 
-def _made(kind: type[_Self], wrapped: Any, threads: _Threads, *, is_view: bool = False) -> _Self:
+def _made(kind: type[_Self], wrapped: object, threads: _Threads, *, is_view: bool = False) -> _Self:
     made = object.__new__(kind)
     vars(made).update(_wrapped=wrapped, _threads=threads, _is_view=is_view)
     return made
 
 
-def _described(method: Any, real: Any) -> None:
+def _described(method: Callable[..., object], real: Callable[..., object]) -> None:
     """Give a method name, signature and docstring, inherited ones too, of another."""
     functools.update_wrapper(method, real)
     method.__doc__ = inspect.getdoc(real)
@@ -270,7 +272,7 @@ class AsyncVectorStore(_Asynchronous):
         place: str | os.PathLike[str] | None,
         embedding_function: EmbeddingFunction | None,
         embedding_dim: int | None = None,
-        storage_config: Any = None,
+        storage_config: object = None,
         namespace: Sequence[str] | str | None = None,
         *,
         threads: int = 4,
@@ -300,9 +302,10 @@ class AsyncVectorStore(_Asynchronous):
         return frozenset(self._wrapped.capabilities)
 
     @property
-    def config(self) -> Any:
-        """The settings in use, a ``StorageConfig``."""
-        return self._wrapped.config
+    def config(self) -> StorageConfig:
+        """The settings in use."""
+        config: StorageConfig = self._wrapped.config
+        return config
 
     @property
     def embedding_dim(self) -> int:
@@ -344,7 +347,7 @@ class AsyncVectorStore(_Asynchronous):
         number: int | None = await self._run(lambda: self._wrapped.change_number)
         return number
 
-    def __aiter__(self) -> AsyncListing[dict[str, Any]]:
+    def __aiter__(self) -> AsyncListing[JsonObject]:
         return self.units()
 
     store = _method(VectorStore.store)
@@ -443,7 +446,7 @@ class AsyncMemorySystem(_Asynchronous):
 
     @classmethod
     def open(
-        cls, config: MemorySystemConfig | None = None, encoder: Any = None, *, threads: int = 4
+        cls, config: MemorySystemConfig | None = None, encoder: object = None, *, threads: int = 4
     ) -> _Opening[AsyncMemorySystem]:
         """Create a memory system.
 
@@ -464,7 +467,7 @@ class AsyncMemorySystem(_Asynchronous):
     def from_env(
         cls,
         index_file: str | os.PathLike[str] | None = None,
-        encoder: Any = None,
+        encoder: object = None,
         *,
         namespace: Sequence[str] | str | None = None,
         threads: int = 4,

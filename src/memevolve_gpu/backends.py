@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 from .components.store.vector_store import VectorStore
 from .milvus.store import MilvusStore
@@ -20,7 +19,7 @@ def open_store(
     place: str | os.PathLike[str] | None,
     embedding_function: EmbeddingFunction | None,
     embedding_dim: int | None = None,
-    storage_config: Any = None,
+    storage_config: object = None,
     namespace: Sequence[str] | str | None = None,
 ) -> AnyStore:
     """Open a store by path or by Milvus address, or make it there.
@@ -56,7 +55,7 @@ def open_store(
     return VectorStore(_prefix(place), embedding_function, embedding_dim, storage_config=config)
 
 
-def store_exists(place: str | os.PathLike[str] | None, storage_config: Any = None) -> bool:
+def store_exists(place: str | os.PathLike[str] | None, storage_config: object = None) -> bool:
     """Return whether there is a store at this place."""
     if is_on_milvus(place, StorageConfig.adopt(storage_config)):
         return MilvusStore.exists_at(milvus_at(place))

@@ -19,9 +19,12 @@ import asyncio
 import html
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import MemEvolveError
+
+if TYPE_CHECKING:
+    from .types import JsonObject
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -64,13 +67,13 @@ def add_to_app(app: Any, get_memory_system: Callable[[], Any]) -> None:
     app.add_middleware(_StorageHealth, get_memory_system=get_memory_system)
 
 
-def _get_storage_health(memory_system: Any) -> dict[str, Any]:
+def _get_storage_health(memory_system: Any) -> JsonObject:
     """Return the storage backend's report; ``current_count`` alone if it has none."""
     storage = getattr(memory_system, "storage", None)
     if storage is None:
         return {"error": "the memory system has no storage"}
     report = getattr(storage, "get_storage_health", None)
-    found: dict[str, Any] = {"current_count": storage.count()} if report is None else report()
+    found: JsonObject = {"current_count": storage.count()} if report is None else report()
     return found
 
 
@@ -81,7 +84,7 @@ class _StorageHealth:
         self.app = app
         self.get_memory_system = get_memory_system
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: MutableMapping[str, object], receive: Receive, send: Send) -> None:
         path = scope.get("path")
         if scope["type"] != "http" or scope["method"] != "GET" or path not in {REPORT_PATH, PAGE_PATH, *JSON_PATHS}:
             await self.app(scope, receive, send)
@@ -94,7 +97,7 @@ class _StorageHealth:
         else:
             await self.app(scope, receive, _Rewriter(send, _in_page if path == PAGE_PATH else _in_json, report).send)
 
-    def _report(self) -> dict[str, Any] | None:
+    def _report(self) -> JsonObject | None:
         memory_system = self.get_memory_system()
         if memory_system is None:
             return None
@@ -107,9 +110,7 @@ class _StorageHealth:
 class _Rewriter:
     """Collects the whole response body, and sends it on with the report added."""
 
-    def __init__(
-        self, send: Send, rewrite: Callable[[bytes, dict[str, Any]], bytes | None], report: dict[str, Any]
-    ) -> None:
+    def __init__(self, send: Send, rewrite: Callable[[bytes, JsonObject], bytes | None], report: JsonObject) -> None:
         self._send = send
         self._rewrite = rewrite
         self._report = report
@@ -133,7 +134,7 @@ class _Rewriter:
         await self._send({"type": "http.response.body", "body": body})
 
 
-def _in_json(body: bytes, report: dict[str, Any]) -> bytes | None:
+def _in_json(body: bytes, report: JsonObject) -> bytes | None:
     """Add ``storage`` to a JSON object; None for what is no object or has that key already."""
     try:
         found = json.loads(body)
@@ -144,7 +145,7 @@ def _in_json(body: bytes, report: dict[str, Any]) -> bytes | None:
     return json.dumps({**found, "storage": report}, default=str).encode()
 
 
-def _in_page(body: bytes, report: dict[str, Any]) -> bytes | None:
+def _in_page(body: bytes, report: JsonObject) -> bytes | None:
     """Add a section at the end of a page; None for what is no HTML page."""
     before, end, after = body.rpartition(b"</body>")
     if not end:
@@ -154,7 +155,7 @@ def _in_page(body: bytes, report: dict[str, Any]) -> bytes | None:
     return before + section.encode() + end + after
 
 
-async def _send_json(send: Send, status: int, found: dict[str, Any]) -> None:
+async def _send_json(send: Send, status: int, found: JsonObject) -> None:
     body = json.dumps(found, default=str).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -25,10 +25,9 @@ from .components.retrieve import (
 from .components.store.base import StorageBackend
 from .components.store.foreign import as_backend
 from .components.store.ranking import HalfLife, Ranking
-from .components.store.report_types import StorageHealth
 from .components.validation import encoded_units, try_encoder, try_management, try_retrieval, try_storage
 from .errors import ConfigurationError, InvalidUnitError, MemEvolveError
-from .types import MemoryUnit
+from .types import Each, Filters, MemoryUnit, Moment, Ttl, Vectors
 from .utils.arguments import (
     callback,
     listed,
@@ -43,6 +42,7 @@ from .utils.arguments import (
 )
 from .utils.config import EmbeddingConfig, StorageConfig, is_milvus_uri
 from .utils.embeddings import EmbeddingFunction, embedder_from_config
+from .utils.report_types import StorageHealth
 from .utils.timestamps import now_text
 
 __all__ = ["Capacity", "ComponentType", "Memory", "MemorySystem", "MemorySystemConfig", "Operation"]
@@ -174,11 +174,11 @@ class MemorySystemConfig:
     """Share of the limit to prune down to; None: MEMEVOLVE_STORAGE_WARNING_THRESHOLD minus 0.1."""
     log_level: str | None = None
     """Level of this package's loggers; None leaves it unchanged."""
-    on_encode_complete: Callable[[str, MemoryUnit], Any] | None = None
+    on_encode_complete: Callable[[str, MemoryUnit], object] | None = None
     """Called with (id, unit) for each encoded unit that was stored."""
-    on_retrieve_complete: Callable[[str, list[RetrievalResult]], Any] | None = None
+    on_retrieve_complete: Callable[[str, list[RetrievalResult]], object] | None = None
     """Called with (query, results) after each query."""
-    on_manage_complete: Callable[[str, Any], Any] | None = None
+    on_manage_complete: Callable[[str, Any], object] | None = None
     """Called with (operation, result) after each management operation."""
 
     def __post_init__(self) -> None:
@@ -195,7 +195,7 @@ class MemorySystemConfig:
 _log = logging.getLogger("memevolve_gpu.memory_system")
 
 
-def notify(callback: Callable[..., Any] | None, *arguments: Any) -> None:
+def notify(callback: Callable[..., object] | None, *arguments: object) -> None:
     """Call the callback, if there is one, and log what it raises: the operation it reports is complete."""
     if callback is None:
         return
@@ -235,7 +235,7 @@ class MemorySystem:
         ['bisect']
     """
 
-    def __init__(self, config: MemorySystemConfig | None = None, encoder: Any = None) -> None:
+    def __init__(self, config: MemorySystemConfig | None = None, encoder: object = None) -> None:
         """Create a memory system.
 
         Args:
@@ -278,7 +278,7 @@ class MemorySystem:
     def from_env(
         cls,
         index_file: str | os.PathLike[str] | None = None,
-        encoder: Any = None,
+        encoder: object = None,
         *,
         namespace: Sequence[str] | str | None = None,
         **settings: Any,
@@ -310,7 +310,7 @@ class MemorySystem:
 
     # Keeping
 
-    def add_experience(self, experience: Mapping[str, Any]) -> str | None:
+    def add_experience(self, experience: Mapping[str, object]) -> str | None:
         """Encode an experience and store its units, all or none.
 
         Args:
@@ -330,7 +330,7 @@ class MemorySystem:
         self._tell_encoded(ids, units)
         return ids[0] if ids else None
 
-    def add_trajectory(self, trajectory: Sequence[Mapping[str, Any]]) -> list[str]:
+    def add_trajectory(self, trajectory: Sequence[Mapping[str, object]]) -> list[str]:
         """Encode a trajectory and store its units, all or none.
 
         Args:
@@ -346,7 +346,7 @@ class MemorySystem:
 
     def add_trajectory_batch(
         self,
-        trajectory: Sequence[Mapping[str, Any]],
+        trajectory: Sequence[Mapping[str, object]],
         use_parallel: bool = True,
         max_workers: int = 4,
         batch_size: int = 10,
@@ -376,7 +376,12 @@ class MemorySystem:
         return self._add_encoded("add_trajectory_batch", trajectory, encoded)
 
     def add_units(
-        self, units: Sequence[MemoryUnit], embeddings: Any = None, *, ttl: Any = None, expires_at: Any = None
+        self,
+        units: Sequence[MemoryUnit],
+        embeddings: Vectors | None = None,
+        *,
+        ttl: Each[Ttl] = None,
+        expires_at: Each[Moment] = None,
     ) -> list[str]:
         """Store units, all or none.
 
@@ -408,7 +413,7 @@ class MemorySystem:
         self,
         query: str,
         top_k: int | None = None,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         recency: HalfLife | None = None,
         importance: str | None = None,
@@ -451,7 +456,7 @@ class MemorySystem:
 
     # Managing
 
-    def manage_memory(self, operation: str, **options: Any) -> Any:
+    def manage_memory(self, operation: str, **options: Any) -> tuple[int, list[str]] | list[MemoryUnit]:
         """Run a management operation.
 
         Args:
@@ -467,7 +472,7 @@ class MemorySystem:
             MemEvolveError: The strategy failed.
         """
         manager = self.memory_manager
-        operations: dict[str, Callable[..., Any]] = {
+        operations: dict[str, Callable[..., tuple[int, list[str]] | list[MemoryUnit]]] = {
             "prune": manager.prune,
             "consolidate": manager.consolidate,
             "deduplicate": manager.deduplicate,
@@ -513,7 +518,7 @@ class MemorySystem:
     def reconfigure_component(
         self,
         component_type: ComponentType | str,
-        new_component: Any,
+        new_component: object,
         validate: bool = True,
         save_state: bool = False,
     ) -> bool:
@@ -567,7 +572,7 @@ class MemorySystem:
 
     # Inside
 
-    def _keep(self, units: list[MemoryUnit], embeddings: Any = None, **times: Any) -> list[str]:
+    def _keep(self, units: list[MemoryUnit], embeddings: Vectors | None = None, **times: Any) -> list[str]:
         storage = self.storage
         if not units:
             return []
@@ -624,7 +629,7 @@ class MemorySystem:
             self._room_for_memory_at = storage.count()
         return removed
 
-    def _add_encoded(self, operation: str, trajectory: Sequence[Any], encoded: Any) -> list[str]:
+    def _add_encoded(self, operation: str, trajectory: Sequence[object], encoded: object) -> list[str]:
         units = encoded_units(encoded)
         ids = self._keep(units)
         self._note(operation, {"trajectory_length": len(trajectory), "units_stored": len(ids)})
@@ -640,7 +645,7 @@ class MemorySystem:
             raise ConfigurationError("encoder is None: create the MemorySystem with one, or use add_units")
         return self.encoder
 
-    def _component(self, kind: ComponentType) -> Any:
+    def _component(self, kind: ComponentType) -> object:
         return {
             ComponentType.ENCODER: self.encoder,
             ComponentType.STORAGE: self.storage,
@@ -669,7 +674,7 @@ class MemorySystem:
         else:
             self.memory_manager.set_strategy(_strategy_of(component))
 
-    def _note(self, operation: str, details: Mapping[str, Any]) -> None:
+    def _note(self, operation: str, details: Mapping[str, object]) -> None:
         self.operation_log.append({"operation": operation, "details": dict(details), "timestamp": now_text()})
 
 
@@ -715,7 +720,7 @@ class Memory(MemorySystem):
             raise
         self._owned.append(store)
 
-    def add(self, content: str | MemoryUnit, **fields: Any) -> str:
+    def add(self, content: str | MemoryUnit, **fields: object) -> str:
         """Store one memory.
 
         Args:
@@ -731,9 +736,7 @@ class Memory(MemorySystem):
         unit = {"content": content} if isinstance(content, str) else dict(mapping("content", content, InvalidUnitError))
         return self.add_units([{**unit, **fields}])[0]
 
-    def search(
-        self, query: str, top_k: int | None = None, filters: Mapping[str, Any] | None = None
-    ) -> list[MemoryUnit]:
+    def search(self, query: str, top_k: int | None = None, filters: Filters | None = None) -> list[MemoryUnit]:
         """Find the memories that match best: :meth:`query_memory` under the name that most stores use.
 
         Args:
@@ -757,13 +760,13 @@ def _store_from_env(
     return open_store(index_file, function, storage_config=StorageConfig(), namespace=namespace)
 
 
-def _is_known(storage: StorageBackend, unit: Any) -> bool:
+def _is_known(storage: StorageBackend, unit: object) -> bool:
     """Whether the unit replaces an existing one, so that it needs no room."""
     unit_id = unit.get("id") if isinstance(unit, Mapping) else None
     return isinstance(unit_id, str) and storage.exists(unit_id)
 
 
-def _strategy_of(component: Any) -> Any:
+def _strategy_of(component: object) -> Any:
     """Return a strategy itself, or the strategy of a manager."""
     return getattr(component, "management_strategy", component)
 

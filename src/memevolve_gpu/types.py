@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "Change",
-    "DeviceIncident",
-    "FloatArray",
-    "Head",
-    "Hit",
-    "IndexPlan",
-    "IntArray",
-    "MemoryUnit",
-    "Metric",
-    "Op",
-    "Precision",
-    "Row",
-    "Rows",
-    "SearchParams",
-]
+if TYPE_CHECKING:  # named here, imported where it is used: it need not be installed
+    import torch
 
 FAISS_FOR_GPUS = (
     *("faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs"),
@@ -31,13 +19,40 @@ FAISS_FOR_GPUS = (
 )
 """Distributions of faiss with GPU indexes; each installs the folder ``faiss``."""
 
-MemoryUnit = dict[str, Any]
+Json: TypeAlias = Any
+"""A JSON value of a unit, a filter or a file: None, a bool, a number, a text, or a list or an object of them."""
+JsonObject = dict[str, Json]
+MemoryUnit = JsonObject
 """A JSON object with ``id``, ``type``, ``content``, ``tags`` and ``metadata``; other keys are kept as they are."""
+Filters = Mapping[str, object]
+"""Conditions on units, such as ``{"type": "skill"}`` or ``{"metadata.score": {"gte": 0.5}}``."""
+Ttl = float | timedelta | None
+"""Seconds, or a timedelta, after which a unit expires; None where none is given."""
+Moment = float | datetime | None
+"""Unix time in seconds, or a datetime with its zone; None where none is given."""
+T = TypeVar("T")
+Each: TypeAlias = T | Sequence[T]
+"""One value for all units, or a list with one for each."""
+Vectors: TypeAlias = "npt.ArrayLike | torch.Tensor"
+"""Numbers (n, dim) that numpy can read, or an array on a device: torch, cupy, or one with ``__dlpack__``."""
 
 Metric = Literal["l2", "cosine", "ip"]
 Precision = Literal["float32", "float16", "int8"]
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+DoubleArray = npt.NDArray[np.float64]
+AnyArray = npt.NDArray[np.generic]
+"""An array of any type of numbers."""
+FaissIndex: TypeAlias = Any
+"""An index of faiss, of any of its classes, which have no complete types."""
+FaissObject: TypeAlias = Any
+"""Parameters, selectors and resources of faiss; likewise."""
+Tensor: TypeAlias = "torch.Tensor"
+Matrix: TypeAlias = "FloatArray | torch.Tensor"
+"""Rows of float32 on the host or on a device."""
+Device: TypeAlias = "torch.device"
+Stream: TypeAlias = "torch.cuda.Stream"
+Event: TypeAlias = "torch.cuda.Event"
 
 
 @dataclass(frozen=True, slots=True)

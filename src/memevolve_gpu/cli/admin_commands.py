@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -30,6 +30,7 @@ from .output import Output, Rows
 
 if TYPE_CHECKING:
     from ..components.manage import Removal, SimpleManagementStrategy
+    from ..types import Json
 
 _SHOWN = 20
 """Most ids that are printed for people; --json has all."""
@@ -153,7 +154,7 @@ _NOTHING = "nothing to merge"
 
 
 def _show_removed(output: Output, operation: str, removed: Removal, dry_run: bool) -> None:
-    notes: Mapping[str, Any] = {name: value for name, value in removed.notes.items() if name != "dry_run"}
+    notes: Mapping[str, Json] = {name: value for name, value in removed.notes.items() if name != "dry_run"}
     count, ids = removed
     document = {"operation": operation, "count": count, "ids": ids, "dry_run": dry_run, "notes": dict(notes)}
     shown = ", ".join(ids[:_SHOWN]) + (", ..." if count > _SHOWN else "")

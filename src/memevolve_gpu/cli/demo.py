@@ -11,13 +11,16 @@ import sys
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .app import PROGRAM, ExitCode, InputError, StoreExistsError, app
 from .options import AsJson
 from .output import Output
+
+if TYPE_CHECKING:
+    from ..types import MemoryUnit
 
 _SAMPLES = "memory_units.jsonl"
 _SEED_UNITS = 100
@@ -67,7 +70,7 @@ def demo(
     sys.stdout.write(f"\nThe store is {place}/memory. Try: {PROGRAM} search 'your words' --store {place}/memory\n")
 
 
-def sample_units() -> list[dict[str, Any]]:
+def sample_units() -> list[MemoryUnit]:
     """Return the 300 sample units of the package."""
     return [json.loads(line) for line in _sample_file().splitlines()]
 
@@ -112,7 +115,7 @@ def _killed_writer(prefix: str) -> list[str]:
     return [line.strip() for line in told if line.endswith("\n")]
 
 
-def _crash(prefix: Path, output: Output) -> tuple[dict[str, Any], list[str]]:
+def _crash(prefix: Path, output: Output) -> tuple[dict[str, object], list[str]]:
     """Run the story of a crash and a restore; return its figures, and the lines that tell it."""
     from ..components.store.vector_store import VectorStore
     from ..utils.embeddings import HashingEmbedder

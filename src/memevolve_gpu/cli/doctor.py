@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -182,7 +181,7 @@ def _standing(folder: Path) -> Path:
     return next((one for one in (folder, *folder.parents) if one.is_dir()), folder)
 
 
-_CHECKS: dict[str, Any] = {
+_CHECKS: dict[str, Callable[[str, EmbedderName], _Finding]] = {
     "python": _python,
     "sqlite": _sqlite,
     "faiss": _faiss,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NoReturn
 
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
@@ -21,7 +21,7 @@ from .output import Output, held_interrupt
 
 if TYPE_CHECKING:  # imported where they are used, numpy too: --help needs none of them
     from ..backends import AnyStore
-    from ..types import FloatArray, MemoryUnit
+    from ..types import FloatArray, Json, JsonObject, MemoryUnit
     from ..utils.embeddings import EmbeddingFunction
 
 
@@ -79,7 +79,7 @@ class Bulk:
                 report(stage, share)
 
             try:
-                more: dict[str, Any] = {"expires_at": list(times)} if any(times) else {}
+                more: JsonObject = {"expires_at": list(times)} if any(times) else {}
                 if more and "set_expiry" not in self.store.capabilities:
                     kind = type(self.store).__name__
                     raise ConfigurationError(f"{self.source} holds units that expire, and a {kind} has no expiry")
@@ -97,7 +97,7 @@ class Bulk:
         while batch := list(islice(left, size)):
             self.put([unit for _, unit in batch], last_line=batch[-1][0])
 
-    def finish(self, verb: str, **more: Any) -> None:
+    def finish(self, verb: str, **more: object) -> None:
         """Update the index and print the result."""
         if self.store.get_storage_health()["needs_retraining"]:
             with self.output.progress("building the index") as report:
@@ -168,7 +168,7 @@ def export_line(
 
     vector: (dim,). namespace: below that of the export.
     """
-    kept: dict[str, Any] = {}
+    kept: JsonObject = {}
     if vector is not None:
         from ..utils.vectors import packed
 
@@ -280,7 +280,7 @@ def read_text(path: str) -> str:
         return _decoded(stream.read(MAX_LINE_BYTES + 1), "utf-8-sig", _name(path))
 
 
-def json_object(text: str, where: str) -> dict[str, Any]:
+def json_object(text: str, where: str) -> JsonObject:
     """Parse a JSON object; raises InputError, naming ``where``."""
     value = _json_value(text, where)
     if not isinstance(value, dict):
@@ -288,7 +288,7 @@ def json_object(text: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _json_value(text: str, where: str) -> Any:
+def _json_value(text: str, where: str) -> Json:
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
@@ -300,11 +300,11 @@ def _json_value(text: str, where: str) -> Any:
         raise InputError(f"{where}: not JSON: {error}") from None
 
 
-def _no_constant(name: str) -> Any:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _values(path: str) -> Iterator[tuple[int, Any]]:
+def _values(path: str) -> Iterator[tuple[int, Json]]:
     with _opened(path) as stream:
         for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), 1):
             where = f"{_name(path)} line {number}"
@@ -339,7 +339,7 @@ def _name(path: str) -> str:
     return "stdin" if path == "-" else path
 
 
-def _unit(value: Any, where: str) -> MemoryUnit:
+def _unit(value: object, where: str) -> MemoryUnit:
     from ..components.store.units import checked_unit
 
     try:
@@ -357,7 +357,7 @@ def _check_new_id(unit: MemoryUnit, number: int, where: str, seen: dict[str, int
     seen[unit_id] = number
 
 
-def _exported(number: int, value: Any, where: str) -> Exported:
+def _exported(number: int, value: Json, where: str) -> Exported:
     import numpy as np
 
     from ..utils.config import namespace_path

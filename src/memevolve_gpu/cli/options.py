@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
@@ -19,6 +19,7 @@ from .files import json_object
 if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..backends import AnyStore
     from ..components.store.vector_store import VectorStore
+    from ..types import Json, JsonObject
     from ..utils.embeddings import EmbeddingFunction
 
 EmbedderName = Literal["auto", "hashing", "local", "openai"]
@@ -34,7 +35,7 @@ _CONDITION = re.compile(r"(?P<key>[^=<>!]+)(?P<operator>>=|<=|!=|=|>|<)(?P<value
 _OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt", "!=": "ne"}
 
 
-def parse_filters(conditions: list[str] | None, text: str | None) -> dict[str, Any] | None:
+def parse_filters(conditions: list[str] | None, text: str | None) -> JsonObject | None:
     """Return what ``VectorStore.search(filters=...)`` takes; None without a condition.
 
     conditions: ``type=skill``, ``metadata.score>=0.5``, ``tags!=git``. One key with = several times matches any of the
@@ -57,7 +58,7 @@ def parse_filters(conditions: list[str] | None, text: str | None) -> dict[str, A
     return found or None
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Json:
     """Read JSON, except an object; any other text is a text."""
     try:
         value = json.loads(text)
@@ -66,7 +67,7 @@ def _value(text: str) -> Any:
     return text if isinstance(value, dict) else value
 
 
-def _add(found: dict[str, Any], key: str, operator: str, value: Any) -> str:
+def _add(found: JsonObject, key: str, operator: str, value: Json) -> str:
     """Add a condition; return what the key has already if the two cannot be combined."""
     held = found.get(key)
     if operator != "=":
@@ -92,7 +93,7 @@ class StoredModel:
         self.model_name = model_name
         self.dimension = dimension
 
-    def __call__(self, _text: str, /) -> Any:
+    def __call__(self, _text: str, /) -> NoReturn:
         """Refuse to embed."""
         raise EmbeddingError("this command stores given vectors and embeds nothing")
 

@@ -80,7 +80,7 @@ class Output:
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
 
-    def show(self, document: Mapping[str, Any], *texts: str | Rows) -> None:
+    def show(self, document: Mapping[str, object], *texts: str | Rows) -> None:
         """Print the document, or for people the texts; a pipe gets tables as tab-separated values."""
         if self.as_json:
             lines: Iterable[str] = [json.dumps(_plain(document), allow_nan=False)]
@@ -192,18 +192,18 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def _is_terminal(stream: Any) -> bool:
+def _is_terminal(stream: object) -> bool:
     return bool(getattr(stream, "isatty", lambda: False)())
 
 
-def _width(stream: Any) -> int | None:
+def _width(stream: object) -> int | None:
     """Return the columns of a terminal, COLUMNS first; None for any other stream."""
     if not _is_terminal(stream):
         return None
     return shutil.get_terminal_size().columns
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Convert to JSON values: numpy scalars and paths become numbers and texts, NaN and infinity null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # imported where they are used: --help needs none of them
     from ..components.retrieve import RetrievalStrategy
     from ..components.store.base import StorageBackend
     from ..devices.selection import Machine
-    from ..types import FloatArray, MemoryUnit
+    from ..types import FloatArray, Json, JsonObject, MemoryUnit
     from ..utils.embeddings import Embedder as Checked
 
 
@@ -68,7 +68,7 @@ def embed(
         "vectors": vectors.tolist(),
     }
     lengths = np.linalg.norm(vectors, axis=1)
-    scaled: Any = vectors / np.where(lengths > 0, lengths, 1)[:, None]
+    scaled = vectors / np.where(lengths > 0, lengths, 1)[:, None]
     figures = zip(lengths.tolist(), (scaled @ scaled[0]).tolist(), texts, strict=True)
     rows = [[f"{length:.4f}", f"{cosine:.4f}", text] for length, cosine, text in figures]
     summary = f"{checked.model_name or 'a model without a name'}: {vectors.shape[1]} numbers, {seconds * 1e3:.1f} ms"
@@ -122,7 +122,7 @@ def devices(*, as_json: AsJson = False) -> None:
     Output(as_json).show(document, *_texts(document, machine))
 
 
-def _texts(document: dict[str, Any], machine: Machine) -> list[str | Rows]:
+def _texts(document: JsonObject, machine: Machine) -> list[str | Rows]:
     titles = ("device", "name", "capability", "total MB", "free MB", "problem")
     rows = [[str(value or "-") for value in gpu.values()] for gpu in document["gpus"]]
     budget = machine.budget()
@@ -267,7 +267,7 @@ _FOR_PEOPLE = ("call run_maintenance()", "run memevolve-store maintain")
 """What a recommendation says in Python, and on the command line."""
 
 
-def _condition(found: Mapping[str, Any]) -> list[list[str]]:
+def _condition(found: Mapping[str, Json]) -> list[list[str]]:
     count, most = found["current_count"], found["max_units"]
     used, limit = found["memory_usage_mb"], found["max_memory_mb"]
     full = "full: new units are refused" if found["at_limit"] else "close to a limit"
@@ -288,14 +288,14 @@ def _condition(found: Mapping[str, Any]) -> list[list[str]]:
     return rows + _gpu(found)
 
 
-def _lists(found: Mapping[str, Any]) -> str:
+def _lists(found: Mapping[str, Json]) -> str:
     status, lists = found["performance_status"], found["current_nlist"]
     if not lists:
         return f"{status}: no lists are in use"
     return f"{status}: {lists} lists, {found['vectors_per_centroid']:.0f} vectors in each"
 
 
-def _gpu(found: Mapping[str, Any]) -> list[list[str]]:
+def _gpu(found: Mapping[str, Json]) -> list[list[str]]:
     """Return the row about the GPU, if there is one or it was requested."""
     device = found.get("device") or {}
     if device.get("device", "cpu") == "cpu" and not device.get("problem") and not device.get("unmet"):
@@ -304,7 +304,7 @@ def _gpu(found: Mapping[str, Any]) -> list[list[str]]:
     return [["device", f"{place} by {device['engine']}, {device['measured_bytes'] >> 20} MB"]]
 
 
-def _summary(found: Mapping[str, Any]) -> list[list[str]]:
+def _summary(found: Mapping[str, Json]) -> list[list[str]]:
     index, files = found["index"], found.get("files") or {}
     model = found.get("embedding_model") or "of a model without a name"
     rows = [
@@ -328,7 +328,7 @@ def _summary(found: Mapping[str, Any]) -> list[list[str]]:
     return rows + _gpu(found)
 
 
-def _all_figures(document: Mapping[str, Any]) -> Rows:
+def _all_figures(document: Mapping[str, Json]) -> Rows:
     left_out = ("recommendations", *_IN_FULL)
     rows = [[name, _cell(value)] for name, value in _flat(document) if name not in left_out]
     for row in rows:
@@ -389,7 +389,7 @@ def export(
         output.show({"exported": count, "file": file, "vectors": vectors}, f"exported {count} units to {file}")
 
 
-def _export_parquet(file: str, store: AnyStore, filters: dict[str, Any] | None, prefix: str) -> int:
+def _export_parquet(file: str, store: AnyStore, filters: JsonObject | None, prefix: str) -> int:
     from ..integrations.importers import write_parquet
     from ..records import canonical, matches
 
@@ -409,7 +409,7 @@ def _may_replace(file: str) -> None:
     raise InputError(f"{file} exists; name another file, or add --force to replace it")
 
 
-def missing(output: Output, document: Mapping[str, Any], ids: list[str], *texts: str | Rows) -> None:
+def missing(output: Output, document: Mapping[str, Json], ids: list[str], *texts: str | Rows) -> None:
     """Show the result, and exit with 3 when some ids are unknown."""
     if not ids:
         output.show({**document, "missing": []}, *texts)
@@ -429,7 +429,7 @@ def _namespaces_below(store: StorageBackend) -> dict[tuple[str, ...], StorageBac
 
 
 def _export_lines(
-    stores: Mapping[tuple[str, ...], StorageBackend], filters: dict[str, Any] | None, vectors_of: str | None
+    stores: Mapping[tuple[str, ...], StorageBackend], filters: JsonObject | None, vectors_of: str | None
 ) -> Iterator[str]:
     """Return the lines of an export of these namespaces, with vectors when the prefix of the store is given."""
     from ..records import canonical, matches
@@ -459,7 +459,7 @@ def _page_line(offset: int, shown: int, count: int, *, more: bool, filtered: boo
     return f"{offset + 1} to {offset + shown}{of}" + (f"; continue with --offset {offset + shown}" if more else "")
 
 
-def _whys(document: Mapping[str, Any], *, every: bool) -> Iterator[str]:
+def _whys(document: Mapping[str, Json], *, every: bool) -> Iterator[str]:
     """Yield the plan and its reasons, untruncated: the end of a sentence often has the reason for the CPU."""
     index, plan, device = document["index"], document.get("plan"), document.get("device")
     if plan is None or device is None:  # on a server, which plans for itself
@@ -476,17 +476,17 @@ def _whys(document: Mapping[str, Any], *, every: bool) -> Iterator[str]:
     yield from _problem(document)
 
 
-def _problem(document: Mapping[str, Any]) -> Iterator[str]:
+def _problem(document: Mapping[str, Json]) -> Iterator[str]:
     problem = (document.get("device") or {}).get("problem")
     if problem:
         yield f"the GPU is not used: {problem}"
 
 
-def _place(index: Mapping[str, Any]) -> str:
+def _place(index: Mapping[str, Json]) -> str:
     return f"{index['kind']} on {index['device']}" + ("" if index["device"] == "cpu" else f" by {index['engine']}")
 
 
-def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(document: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
     for name, value in document.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
@@ -494,7 +494,7 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):

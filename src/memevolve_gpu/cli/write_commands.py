@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -28,6 +28,7 @@ from .options import (
     Embedder,
     EmbedderName,
     IndexType,
+    IndexTypeName,
     Metric,
     MetricName,
     Prefix,
@@ -45,6 +46,7 @@ from .read_commands import missing
 if TYPE_CHECKING:
     from ..components.store.copy import CopyReport
     from ..types import MemoryUnit
+    from ..utils.embeddings import EmbeddingFunction
 
 
 def copy(
@@ -283,7 +285,7 @@ def _import_from(
     replace: bool,
     embedder: EmbedderName,
     metric: MetricName | None,
-    index_type: Any,
+    index_type: IndexTypeName | None,
     output: Output,
 ) -> None:
     from ..integrations.importers import import_into, open_source
@@ -308,7 +310,7 @@ def _import_from(
     )
 
 
-def _embedder_for(lines: list[Exported], name: EmbedderName, model: str | None) -> Any:
+def _embedder_for(lines: list[Exported], name: EmbedderName, model: str | None) -> EmbeddingFunction:
     """Return the embedder; where every line has a vector, none is loaded."""
     first = lines[0] if lines else None
     if first is None or first.vector is None:

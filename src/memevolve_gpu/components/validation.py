@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..types import MemoryUnit
+from ..types import JsonObject, MemoryUnit
 from .manage.base import HealthMetrics, ManagementStrategy
 from .retrieve.base import RetrievalStrategy
 from .store.base import MetadataMixin, StorageBackend
@@ -55,7 +55,7 @@ class ScratchStore(StorageBackend, MetadataMixin):
     def clear(self) -> None:
         self._units.clear()
 
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+    def get_metadata(self, unit_id: str) -> JsonObject | None:
         unit = self._units.get(unit_id)
         return None if unit is None else copy.deepcopy(unit.get("metadata"))
 
@@ -117,13 +117,13 @@ def try_encoder(encoder: Any) -> None:
     encoded_units(encoder.encode_experience(dict(_EXPERIENCE)))
 
 
-def encoded_units(encoded: Any) -> list[MemoryUnit]:
+def encoded_units(encoded: object) -> list[MemoryUnit]:
     """Return what an encoder returned, one unit or several, as a list of valid units. Raises InvalidUnitError."""
     listed = list(encoded) if isinstance(encoded, (list, tuple)) else [encoded]
     return [checked_unit(unit, f"encoded[{number}]") for number, unit in enumerate(listed)]
 
 
-def _methods(component: Any, what: str, contract: type) -> None:
+def _methods(component: object, what: str, contract: type) -> None:
     for name in sorted(getattr(contract, "__abstractmethods__", ())):
         _expect(callable(getattr(component, name, None)), what, f"it has no {name}()")
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from ..components.store.vector_store import VectorStore
+from ..types import JsonObject
 from ..utils.embeddings import HashingEmbedder
 
 DIM = 64
@@ -57,7 +58,7 @@ ROWS = {
 }
 
 MakeStore = Callable[[Path], Any]
-Unit = dict[str, Any]
+Unit = JsonObject
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

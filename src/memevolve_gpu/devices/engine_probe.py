@@ -11,7 +11,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from ..types import FAISS_FOR_GPUS
 from ..utils.forking import renew_in_child
@@ -126,7 +126,7 @@ def try_engine(engine: str, index: int, *, command: Sequence[str] | None = None,
             start = command or ([sys.executable] if sys.executable and not getattr(sys, "frozen", False) else None)
             if start is None:
                 return ""  # embedded in another program: there is no Python to start; the engine itself raises
-            anything: list[Any] = list(sys.path)
+            anything: list[object] = list(sys.path)
             places = [place for place in anything if isinstance(place, str)]  # Python passes over others, too
             same_path = f"import sys; sys.path[:] = {places!r}\n"
             answer = run_subprocess([*start, "-c", same_path + _PROGRAMS[engine], str(index)], timeout)

@@ -21,8 +21,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from types import ModuleType
+from typing import Literal, NamedTuple, Protocol
 
+from ..types import JsonObject
 from ..utils.forking import renew_in_child
 from .gpu_probe import Gpu, natural
 
@@ -165,7 +167,7 @@ Assumed: 500 to 650 MB are expected of torch on data centre cards."""
 HOST_SHARE = 0.8
 """Share of the available host memory that MAX_MEMORY_MB=auto allows: some is left for other processes."""
 
-Load = Callable[[str], Any]
+Load = Callable[[str], ModuleType | None]
 """Gives a module by name, or None where it cannot be had."""
 
 
@@ -204,7 +206,7 @@ class MemoryBudget:
         """What may be added to ``used`` now; since fraction is at most 1, never more than is free or in our reserve."""
         return max(0, self.limit - self.used - self.context - self.foreign - self.coming)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Plain values, with what follows from them."""
         return {**asdict(self), "reserved": self.reserved, "limit": self.limit, "room": self.room}
 
@@ -221,7 +223,7 @@ class Holdings:
     """What all stores of this process hold on devices, by weak references."""
 
     def __init__(self) -> None:
-        self._holders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+        self._holders: weakref.WeakKeyDictionary[Holder, str] = weakref.WeakKeyDictionary()
         self._kept: dict[tuple[str, str], int] = {}
         self.contexts: dict[str, int] = {}
         """Measured bytes of this process's CUDA context, by device."""
@@ -275,7 +277,7 @@ def host_budget(memory: HostMemory | None = None) -> MemoryBudget:
 
 
 @cache
-def loaded_module(name: str) -> Any:
+def loaded_module(name: str) -> ModuleType | None:
     """The module, imported if need be; None when it is missing or cannot be imported, which is remembered."""
     try:
         return sys.modules.get(name) or importlib.import_module(name)
@@ -357,14 +359,14 @@ _CUPY_FAILS = (RuntimeError, AttributeError, ValueError, OSError)
 """CUDARuntimeError is a RuntimeError."""
 
 
-def _cupy_here(cupy: Any) -> _Pool:
+def _cupy_here(cupy: ModuleType) -> _Pool:
     """Of the current device, which cupy's pool answers for."""
     free, total = cupy.cuda.runtime.memGetInfo()
     pool = cupy.get_default_memory_pool()
     return _Pool("cupy", int(free), int(total), max(0, int(pool.total_bytes()) - int(pool.used_bytes())))
 
 
-def _cupy_there(cupy: Any, index: int) -> _Pool | None:
+def _cupy_there(cupy: ModuleType, index: int) -> _Pool | None:
     """Of another device, from a thread of its own.
 
     Since CUDA 12, setting a device makes a context there: to set it here and then back would cost some hundred MB of
@@ -398,7 +400,7 @@ def _torch(load: Load, index: int) -> _Pool | None:
         return None
 
 
-def _torch_failures(torch: Any) -> tuple[type[BaseException], ...]:
+def _torch_failures(torch: ModuleType) -> tuple[type[BaseException], ...]:
     """What torch raises: without CUDA it asserts, and calls put off until CUDA is there have an error of their own."""
     late = getattr(getattr(torch, "cuda", None), "DeferredCudaCallError", None)
     usual = (RuntimeError, AttributeError, AssertionError, ValueError, OSError)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
+from ..utils.vectors import DeviceQueries
 from .bitmap import RowFilter
 from .exact_scan import padded
 from .sample import padded_columns
@@ -254,7 +255,7 @@ class Index(ABC):
         self,
         newer: DeltaRows,  # noqa: ARG002 - for indexes that can
         n: int,  # noqa: ARG002
-        queries: Any,  # noqa: ARG002
+        queries: FloatArray | DeviceQueries,  # noqa: ARG002
         k: int,  # noqa: ARG002
         row_filter: RowFilter | None = None,  # noqa: ARG002
     ) -> tuple[FloatArray, IntArray] | None:

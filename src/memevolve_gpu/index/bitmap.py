@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..types import IntArray
+from ..types import AnyArray, FaissObject, IntArray
 
 
 class RowFilter:
@@ -65,12 +64,12 @@ class RowFilter:
             self._positions = np.flatnonzero(self.rows).astype(np.int64, copy=False)
         return self._positions
 
-    def bitmap(self, faiss: ModuleType) -> Any:
+    def bitmap(self, faiss: ModuleType) -> FaissObject:
         """A selector that faiss tests row by row."""
         packed = self.packed
         return _holding(faiss.IDSelectorBitmap(self.n, faiss.swig_ptr(packed)), packed)
 
-    def listing(self, faiss: ModuleType) -> Any:
+    def listing(self, faiss: ModuleType) -> FaissObject:
         """A selector whose rows faiss visits one after another."""
         positions = self.positions
         return _holding(faiss.IDSelectorArray(self.count, faiss.swig_ptr(positions)), positions)
@@ -115,7 +114,7 @@ class RowList(RowFilter):
         return RowList(end - start, self.positions[low:high] - start)
 
 
-def _holding(selector: Any, memory: npt.NDArray[Any]) -> Any:
+def _holding(selector: FaissObject, memory: AnyArray) -> FaissObject:
     """The selector, which keeps the memory that it points to: of two threads that derive it at once, one sees its own
     copy replaced, and freed, while its search is on.
     """

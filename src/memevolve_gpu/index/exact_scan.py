@@ -7,12 +7,12 @@ the cache, 0.8 and 0.7 (one thread).
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
-from ..types import FloatArray, IntArray, Metric
+from ..types import FaissObject, FloatArray, IntArray, Metric
 from .bitmap import RowFilter
 from .faiss_support import load_faiss, translate_error
 
@@ -197,7 +197,7 @@ def _proposed(
     return kept.max(axis=1), candidates, largest
 
 
-def _heap(faiss: Any, kept: FloatArray, candidates: IntArray) -> Any:
+def _heap(faiss: ModuleType, kept: FloatArray, candidates: IntArray) -> FaissObject:
     heap = faiss.float_maxheap_array_t()
     heap.nh, heap.k = kept.shape
     heap.val, heap.ids = faiss.swig_ptr(kept), faiss.swig_ptr(candidates)

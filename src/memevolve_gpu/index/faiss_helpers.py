@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from types import ModuleType
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import EngineError
-from ..types import FloatArray, IntArray, Metric
+from ..types import FaissIndex, FaissObject, FloatArray, IntArray, Metric
 from .base import Arrays, part
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import POINTS_PER_CENTROID, padded_columns, padded_dim
@@ -21,7 +21,7 @@ def metric_of(faiss: ModuleType, metric: Metric) -> int:
     return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
 
 
-def quiet(parameters: Any, seed: int, rounds: int | None = None) -> None:
+def quiet(parameters: FaissObject, seed: int, rounds: int | None = None) -> None:
     """Set clustering parameters: seeded, bounded points a centroid, no warnings about few points; ``rounds`` of k-means
     if not as many as faiss makes by itself."""
     if rounds is not None:
@@ -33,7 +33,7 @@ def quiet(parameters: Any, seed: int, rounds: int | None = None) -> None:
 
 
 def searched(
-    engine: Any, queries: FloatArray, k: int, doing: str, parameters: Any = None
+    engine: FaissIndex, queries: FloatArray, k: int, doing: str, parameters: FaissObject = None
 ) -> tuple[FloatArray, IntArray]:
     """Faiss' own distances and positions, float32 and int64 (nq, k), -1 at the end where fewer were met."""
     nq = len(queries)
@@ -44,7 +44,7 @@ def searched(
     return distances, positions
 
 
-def emptied(engine: Any) -> Any:
+def emptied(engine: FaissIndex) -> FaissIndex:
     """A copy of an index that keeps what it was trained to and holds no rows."""
     faiss = load_faiss()
     with translate_error("taking over trained quantisers"):
@@ -53,7 +53,7 @@ def emptied(engine: Any) -> Any:
     return copy
 
 
-def with_rows(engine: Any, vectors: FloatArray, step: int) -> Any:
+def with_rows(engine: FaissIndex, vectors: FloatArray, step: int) -> FaissIndex:
     """A copy of an index that holds float32 (m, dim) ``vectors`` as well, added ``step`` at a time in one thread."""
     faiss = load_faiss()
     with translate_error("extending an index"), one_thread():
@@ -63,7 +63,7 @@ def with_rows(engine: Any, vectors: FloatArray, step: int) -> Any:
     return copy
 
 
-def in_one_piece(engine: Any) -> Any:
+def in_one_piece(engine: FaissIndex) -> FaissIndex:
     """An empty index of 4-bit codes without lists that shares the codes' centroids of ``engine``."""
     faiss = load_faiss()
     whole = faiss.IndexPQFastScan(engine.d, engine.pq.M, 4, engine.metric_type)
@@ -72,7 +72,7 @@ def in_one_piece(engine: Any) -> Any:
     return whole
 
 
-def _codes_copied(engine: Any) -> Any:
+def _codes_copied(engine: FaissIndex) -> FaissIndex:
     """A copy of 4-bit codes. faiss' own would touch the spare half of their memory, which no row has used yet."""
     faiss, size = load_faiss(), engine.codes.size()
     copy = in_one_piece(engine)
@@ -83,7 +83,7 @@ def _codes_copied(engine: Any) -> Any:
     return copy
 
 
-def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def to_bytes(engine: FaissIndex, flags: int = 0) -> npt.NDArray[np.uint8]:
     """An index as faiss itself writes it, uint8 (m,)."""
     faiss, written = load_faiss(), bytearray()
     with translate_error("serialising an index"):  # piece by piece: faiss' own function takes three times the memory
@@ -91,7 +91,7 @@ def to_bytes(engine: Any, flags: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]
     return np.frombuffer(written, np.uint8)
 
 
-def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> Any:
+def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> FaissIndex:
     """The index in the part ``name``, whose checksum the caller has verified, if it is what it should be.
 
     Raises:
@@ -108,7 +108,7 @@ def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> A
     return engine
 
 
-def check_codes(engine: Any, dim: int) -> None:
+def check_codes(engine: FaissIndex, dim: int) -> None:
     """Refuse 4-bit codes that were not made for vectors of ``dim`` dimensions.
 
     Raises:

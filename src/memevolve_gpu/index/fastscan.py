@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from ..types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from .base import Arrays, BuildJob, Index, chunks
 from .bitmap import RowFilter
 from .costs import codes_cost, scan_cost
@@ -61,7 +61,7 @@ class CodeScan:
     are allowed or a scan of the allowed rows is cheaper.
     """
 
-    def __init__(self, engine: Any, table: VectorTable) -> None:
+    def __init__(self, engine: FaissIndex, table: VectorTable) -> None:
         self.engine = engine
         self.table = table
         self._columns = int(engine.d)
@@ -166,7 +166,7 @@ class TwoStageIndex(Index):
 
     kind: ClassVar[str] = "two_stage"
 
-    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, engine: Any) -> None:
+    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, engine: FaissIndex) -> None:
         super().__init__(plan, metric, rows, table)
         self._codes = CodeScan(engine, table)
 
@@ -186,7 +186,7 @@ class TwoStageIndex(Index):
         check_codes(engine, table.dim)
         return cls(plan, metric, rows, table, engine)
 
-    def emptied_engine(self) -> Any:
+    def emptied_engine(self) -> FaissIndex:
         """A copy of what was trained, without rows."""
         return emptied(self._codes.engine)
 
@@ -210,7 +210,7 @@ class TwoStageIndex(Index):
         return self._codes.nearest(queries, k, params, row_filter)
 
 
-def _trained(job: BuildJob) -> Any:
+def _trained(job: BuildJob) -> FaissIndex:
     """An empty index whose codes are trained."""
     faiss = load_faiss()
     codes, width = code_shape(job.plan, job.rows.vectors.shape[1])

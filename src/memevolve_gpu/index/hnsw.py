@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from ..errors import EngineError
-from ..types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from .base import Arrays, BuildJob, Index, chunks
 from .bitmap import RowFilter
 from .costs import HNSW_ROWS_PER_BEAM
@@ -28,7 +28,7 @@ class HNSWIndex(Index):
 
     kind: ClassVar[str] = "hnsw"
 
-    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, engine: Any, storage: Any) -> None:
+    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, engine: FaissIndex, storage: FaissIndex) -> None:
         table = VectorTable(_view(storage), metric, owner=storage)
         super().__init__(plan, metric, rows, table)
         self._engine = engine
@@ -117,7 +117,7 @@ class HNSWIndex(Index):
         return 2 * row_filter.count < beam * HNSW_ROWS_PER_BEAM
 
 
-def _view(storage: Any) -> FloatArray:
+def _view(storage: FaissIndex) -> FloatArray:
     """The vectors inside a flat index as float32 (n, d), without a copy."""
     faiss = load_faiss()
     n, dim = int(storage.ntotal), int(storage.d)
@@ -127,7 +127,7 @@ def _view(storage: Any) -> FloatArray:
     return flat.reshape(n, dim)
 
 
-def _check_links(engine: Any, n: int) -> None:
+def _check_links(engine: FaissIndex, n: int) -> None:
     """Refuse a graph that would send a search outside its memory."""
     graph = engine.hnsw
     faiss = load_faiss()

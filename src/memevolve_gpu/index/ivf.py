@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from ..types import FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from .base import CENTROIDS, Arrays, BuildJob, Index, chunks, part
 from .bitmap import RowFilter
 from .costs import WHOLE_ROWS, lists_cost, scan_cost
@@ -69,8 +69,8 @@ class IVFIndex(Index):
         rows: Rows,
         table: VectorTable,
         *,
-        lists: Any = None,
-        codes: Any = None,
+        lists: FaissIndex = None,
+        codes: FaissIndex = None,
         assigned: npt.NDArray[np.int32] = _NO_ROWS,
         centroids: FloatArray = _NO_CENTROIDS,
     ) -> None:
@@ -132,7 +132,7 @@ class IVFIndex(Index):
         inverted = self._lists.invlists
         return [int(inverted.list_size(i)) for i in range(self._nlist)]
 
-    def emptied_engine(self) -> Any:
+    def emptied_engine(self) -> FaissIndex:
         """A copy of what was trained, without rows."""
         if self._whole is None:
             return emptied(self._lists)
@@ -246,7 +246,7 @@ class IVFIndex(Index):
         return lists_cost(self.n, self.dim, self._codes, (nprobe, self._nlist), want)
 
 
-def _trained(job: BuildJob) -> Any:
+def _trained(job: BuildJob) -> FaissIndex:
     """An empty, trained index that owns its coarse quantiser."""
     nlist = job.plan.nlist
     codes, width = code_shape(job.plan, job.rows.vectors.shape[1])
@@ -262,13 +262,13 @@ def _trained(job: BuildJob) -> Any:
     return lists
 
 
-def _nearest_lists(lists: Any, block: FloatArray) -> npt.NDArray[np.int32]:
+def _nearest_lists(lists: FaissIndex, block: FloatArray) -> npt.NDArray[np.int32]:
     """The list of each row of float32 (m, columns), int32 (m,); the first for a damaged row, which is near none."""
     found: npt.NDArray[np.int32] = np.maximum(lists.quantizer.assign(block, 1)[:, 0], 0).astype(np.int32)
     return found
 
 
-def _new_lists(width: int, nlist: int, codes: int, metric: Metric) -> Any:
+def _new_lists(width: int, nlist: int, codes: int, metric: Metric) -> FaissIndex:
     """An index that is not trained and owns its coarse quantiser."""
     faiss = load_faiss()
     kind = metric_of(faiss, metric)

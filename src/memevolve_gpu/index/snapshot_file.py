@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError, MemEvolveError
-from ..types import IndexPlan, IntArray, Metric
+from ..types import IndexPlan, IntArray, JsonObject, Metric
 from ..utils.drafts import PRIVATE, draft_of, sync_folder
 from .base import CENTROIDS, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
@@ -88,7 +88,7 @@ class SnapshotInfo:
     dim: int
     created_at: float
     seed: int
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     dead: IntArray = field(default_factory=lambda: np.empty(0, np.int64), compare=False)
 
 
@@ -281,7 +281,7 @@ def _parse(name: str, header: bytes) -> tuple[SnapshotInfo, list[_Section]]:
         raise SnapshotError("damaged", f"the header of snapshot {name} makes no sense: {error}") from error
 
 
-def _info(entry: dict[str, Any]) -> SnapshotInfo:
+def _info(entry: JsonObject) -> SnapshotInfo:
     plan = dict(entry["plan"])
     plan["notes"] = tuple(_typed(note, str) for note in plan.get("notes", ()))
     whole: dict[str, Any] = {
@@ -304,20 +304,20 @@ def _info(entry: dict[str, Any]) -> SnapshotInfo:
     return info
 
 
-def _section(entry: dict[str, Any]) -> _Section:
+def _section(entry: JsonObject) -> _Section:
     if entry["dtype"] not in _DTYPES or not 1 <= len(entry["shape"]) <= 2:
         raise ValueError(f"section of dtype {entry['dtype']!r} and shape {entry['shape']!r}")
     shape = tuple(_natural(length) for length in entry["shape"])
     return _Section(_typed(entry["name"], str), entry["dtype"], shape, _natural(entry["crc32"]))
 
 
-def _typed(value: Any, kind: type) -> Any:
+def _typed(value: object, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"{value!r} is not of type {kind.__name__}")
     return value
 
 
-def _natural(value: Any) -> int:
+def _natural(value: object) -> int:
     if type(value) is not int or value < 0:
         raise TypeError(f"{value!r} is not a natural number")
     return value

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import EngineError
-from ..types import FloatArray, IntArray, Metric
+from ..types import AnyArray, FloatArray, IntArray, Metric
 from .bitmap import RowFilter
 from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
 
@@ -93,7 +93,7 @@ class _Growable(np.ndarray[Any, Any]):
 
     used: int
     lock: threading.Lock
-    copied: tuple[weakref.ref[Any], int] | None = None
+    copied: tuple[weakref.ref[AnyArray], int] | None = None
     """The allocation whose first rows were copied here, and how many of them."""
     from_file: int = 0
     """How many of the first rows are mapped from a file."""
@@ -132,7 +132,7 @@ def growable_like(array: npt.NDArray[Scalar], rows: int) -> npt.NDArray[Scalar]:
     return growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array))
 
 
-def spill_folder(array: npt.NDArray[Any]) -> Path | None:
+def spill_folder(array: AnyArray) -> Path | None:
     """Where arrays that take the place of ``array`` may have their spill."""
     owner = _owner(array)
     return owner.folder if isinstance(owner, _Growable) else None
@@ -193,13 +193,13 @@ def _allocation(
     return buffer
 
 
-def in_memory(array: npt.NDArray[Any]) -> int:
+def in_memory(array: AnyArray) -> int:
     """Bytes of the rows of ``array`` that no file holds."""
     buffer = _growable_of(array)
     return array.nbytes if buffer is None else max(0, array.nbytes - buffer.in_files())
 
 
-def grown(array: npt.NDArray[Scalar], more: npt.NDArray[Any]) -> npt.NDArray[Scalar]:
+def grown(array: npt.NDArray[Scalar], more: AnyArray) -> npt.NDArray[Scalar]:
     """``array`` followed by the rows ``more``, in its memory where that has space that no other call took first.
 
     ``array`` keeps its rows and its length. Any number of threads may call this for the same array; the second copies.
@@ -240,7 +240,7 @@ def _mapped_again(buffer: _Growable, n: int, total: int) -> npt.NDArray[Any] | N
     return _first(other, total) if _taken(other, rows, total) else None
 
 
-def copy_rows(source: npt.NDArray[Any], out: npt.NDArray[Any], rows: IntArray | None = None) -> None:
+def copy_rows(source: AnyArray, out: AnyArray, rows: IntArray | None = None) -> None:
     """Copy ``source``, or its ``rows``, to the first rows of ``out``, a piece at a time."""
     n = len(source) if rows is None else len(rows)
     step = max(1, _COPIED_BYTES // max(1, source.strides[0] if len(source) else 1))
@@ -266,7 +266,7 @@ def _lay_over(region: mmap.mmap, start: int, file: int, offset: int, size: int, 
         raise OSError(number, os.strerror(number))
 
 
-def _follows(buffer: _Growable, array: npt.NDArray[Any], more: npt.NDArray[Any]) -> bool:
+def _follows(buffer: _Growable, array: AnyArray, more: AnyArray) -> bool:
     """Whether the rows ``more`` lie in ``buffer`` right behind those of ``array``, or behind the copy made of them."""
     same = more.dtype == array.dtype == buffer.dtype and more.shape[1:] == array.shape[1:] == buffer.shape[1:]
     if not (same and more.flags.c_contiguous and more.ctypes.data == buffer.ctypes.data + array.nbytes):
@@ -292,7 +292,7 @@ def _taken(buffer: _Growable, n: int, total: int) -> bool:
         return True
 
 
-def _growable_of(array: npt.NDArray[Any]) -> _Growable | None:
+def _growable_of(array: AnyArray) -> _Growable | None:
     """The allocation whose first rows ``array`` is."""
     owner = _owner(array)
     if not isinstance(owner, _Growable):
@@ -301,7 +301,7 @@ def _growable_of(array: npt.NDArray[Any]) -> _Growable | None:
     return owner if same and array.ctypes.data == owner.ctypes.data else None
 
 
-def _owner(array: npt.NDArray[Any]) -> Any:
+def _owner(array: AnyArray) -> Any:
     """The array whose memory ``array`` views; ``array`` itself where it is no view."""
     owner: Any = array
     while isinstance(owner.base, np.ndarray):
@@ -314,7 +314,7 @@ CHECKED_ROWS = 64
 _STEP_BLOCKS = 64
 
 
-def checksums_of(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+def checksums_of(vectors: AnyArray) -> npt.NDArray[np.uint32]:
     """The CRC-32 of each block of ``CHECKED_ROWS`` rows of float32 (n, dim), C-contiguous: uint32 (blocks,)."""
     blocks = range(0, len(vectors), CHECKED_ROWS)
     return np.array([zlib.crc32(vectors[at : at + CHECKED_ROWS].data) for at in blocks], np.uint32)
@@ -369,7 +369,7 @@ class VectorTable:
         self._owner = owner
         self._unchecked = unchecked
 
-    def check_with(self, checksums: npt.NDArray[Any]) -> None:
+    def check_with(self, checksums: AnyArray) -> None:
         """Compare the rows with ``checksums`` (see :func:`checksums_of`) before they are used.
 
         Raises:

@@ -11,13 +11,13 @@ import functools
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timezone
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..components.store.base import StorageBackend
-from ..types import MemoryUnit
+from ..types import Filters, Json, JsonObject, MemoryUnit, Vectors
 from ..utils.timestamps import moment_of
 
-NOTHING: dict[str, Any] = {"or": []}
+NOTHING: JsonObject = {"or": []}
 """The filter that no unit matches."""
 
 STAMPS = ("created_at", "updated_at")
@@ -26,12 +26,12 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def in_a_thread(method: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], Coroutine[Any, Any, _T]]:
+def in_a_thread(method: Callable[_P, _T]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """The method of that name, run in a thread and awaited."""
 
     @functools.wraps(method)
-    async def call(self: Any, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
-        result: _T = await asyncio.to_thread(getattr(self, method.__name__), *arguments, **named)
+    async def call(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        result: _T = await asyncio.to_thread(getattr(arguments[0], method.__name__), *arguments[1:], **named)
         return result
 
     call.__doc__ = f"As ``{method.__name__}``, in a thread."
@@ -43,18 +43,18 @@ def path(*keys: str) -> str:
     return ".".join('"' + re.sub(r'(["\\])', r"\\\1", key) + '"' for key in keys)
 
 
-def stamps_in(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def stamps_in(metadata: Mapping[str, object]) -> JsonObject:
     """What the metadata says under the names that a store writes itself; kept for :func:`own_metadata`."""
     return {stamp: metadata[stamp] for stamp in STAMPS if stamp in metadata}
 
 
-def own_metadata(unit: MemoryUnit, mark: str) -> dict[str, Any]:
+def own_metadata(unit: MemoryUnit, mark: str) -> JsonObject:
     """The metadata as it was given; all of it for a unit that was stored another way."""
-    metadata: dict[str, Any] = unit.get("metadata") or {}
+    metadata: JsonObject = unit.get("metadata") or {}
     note = unit.get(mark)
     if not isinstance(note, dict):
         return dict(metadata)
-    own: dict[str, Any] = note.get("own") or {}
+    own: JsonObject = note.get("own") or {}
     return {key: own.get(key, value) for key, value in metadata.items() if key not in STAMPS or key in own}
 
 
@@ -63,7 +63,7 @@ def metadata_path(mark: str, *keys: str) -> str:
     return path(mark, "own", *keys) if keys[0] in STAMPS else path("metadata", *keys)
 
 
-def moment(value: Any) -> datetime | None:
+def moment(value: Json) -> datetime | None:
     """The moment that an ISO 8601 text or a datetime says, UTC where it has no offset; None for anything else."""
     if isinstance(value, datetime):
         return value if value.tzinfo is not None else value.replace(tzinfo=timezone.utc)
@@ -76,7 +76,7 @@ def placeholder(dim: int) -> list[float]:
 
 
 def nearest(
-    backend: StorageBackend, vector: Any, top_k: int, filters: Mapping[str, Any] | None
+    backend: StorageBackend, vector: Vectors, top_k: int, filters: Filters | None
 ) -> list[tuple[MemoryUnit, float]]:
     """At most top_k units with their distances, nearest first."""
     distances, ids = backend.search_vectors([vector], min(top_k, max(1, backend.count())), filters)

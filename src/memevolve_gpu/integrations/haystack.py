@@ -7,6 +7,8 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..types import Json, JsonObject
+
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
     from haystack.document_stores.errors import DuplicateDocumentError
@@ -54,7 +56,7 @@ _REST = ("blob", "score", "sparse_embedding")
 _RANGES = {">": "gt", ">=": "gte", "<": "lt", "<=": "lte"}
 
 
-def _filters(given: Any) -> dict[str, Any]:
+def _filters(given: Json) -> JsonObject:
     """Haystack's filter as one of this package. Raises FilterError."""
     if given is None or (isinstance(given, Mapping) and not given):
         return {}
@@ -66,7 +68,7 @@ def _filters(given: Any) -> dict[str, Any]:
     return found
 
 
-def _node(given: Any) -> dict[str, Any]:
+def _node(given: Json) -> JsonObject:
     if not isinstance(given, Mapping):
         raise FilterError(f"a filter must be a dict, got {shown(given)}")
     if "field" in given:
@@ -75,19 +77,19 @@ def _node(given: Any) -> dict[str, Any]:
     if not isinstance(given["conditions"], list):
         raise FilterError(f"'conditions' must be a list of filters, got {shown(given['conditions'])}")
     parts = [_node(one) for one in given["conditions"]]
-    joined: dict[Any, dict[str, Any]] = {"AND": {"and": parts}, "OR": {"or": parts}, "NOT": {"not": {"and": parts}}}
+    joined: dict[Json, JsonObject] = {"AND": {"and": parts}, "OR": {"or": parts}, "NOT": {"not": {"and": parts}}}
     if given["operator"] not in joined:
         raise FilterError(f"unknown operator {shown(given['operator'])}; the logical operators are AND, OR and NOT")
     return joined[given["operator"]]
 
 
-def _require(given: Mapping[str, Any], *keys: str) -> None:
+def _require(given: Mapping[str, object], *keys: str) -> None:
     for key in keys:
         if key not in given:
             raise FilterError(f"{key!r} is missing in the filter {shown(given)}")
 
 
-def _comparison(given: Mapping[str, Any]) -> dict[str, Any]:
+def _comparison(given: Mapping[str, object]) -> JsonObject:
     _require(given, "operator", "value")
     field, operator, value = given["field"], given["operator"], given["value"]
     if field == "embedding":
@@ -104,7 +106,7 @@ def _comparison(given: Mapping[str, Any]) -> dict[str, Any]:
     return {where: _range(operator, value)} if value is not None or operator not in _RANGES else NOTHING
 
 
-def _range(operator: Any, value: Any) -> dict[str, Any]:
+def _range(operator: Json, value: Json) -> JsonObject:
     if operator not in _RANGES:
         known = ", ".join(["==", "!=", *_RANGES, "in", "not in"])
         raise FilterError(f"unknown operator {shown(operator)}; the comparisons are {known}")
@@ -115,13 +117,13 @@ def _range(operator: Any, value: Any) -> dict[str, Any]:
     return {_RANGES[operator]: bound}
 
 
-def _has_embedding(operator: Any, value: Any) -> dict[str, Any]:
+def _has_embedding(operator: Json, value: Json) -> JsonObject:
     if value is not None or operator not in ("==", "!="):
         raise FilterError("documents can be filtered by 'embedding' == None or != None only")
     return {"not": _EMBEDDED} if operator == "==" else dict(_EMBEDDED)
 
 
-def _path(field: Any) -> str:
+def _path(field: Json) -> str:
     if not isinstance(field, str) or not field:
         raise FilterError(f"'field' must be a text such as 'meta.name', got {shown(field)}")
     keys = field.split(".")
@@ -132,11 +134,11 @@ def _path(field: Any) -> str:
     return metadata_path(MARK, *(keys[1:] if keys[0] == "meta" and len(keys) > 1 else keys))
 
 
-def _one_of(where: str, values: Sequence[Any]) -> dict[str, Any]:
+def _one_of(where: str, values: Sequence[Json]) -> JsonObject:
     """The field is one of the values; None is a field that is missing, and dates compare as moments."""
     kept = [value for value in values if value is not None]
     dates = [date for date in map(moment, kept) if date is not None]
-    some: list[dict[str, Any]] = [{where: {"in": [*kept, *dates]}}] if kept else []
+    some: list[JsonObject] = [{where: {"in": [*kept, *dates]}}] if kept else []
     return {"or": [*some, *([{where: {"is_null": True}}] if len(kept) < len(values) else [])]}
 
 
@@ -185,7 +187,7 @@ class MemEvolveDocumentStore:
         index_file: str | os.PathLike[str],
         embedding_dim: int = 768,
         metric: str = "cosine",
-        storage_config: Mapping[str, Any] | None = None,
+        storage_config: Mapping[str, object] | None = None,
     ) -> None:
         """Describe the store; nothing is opened yet.
 
@@ -219,14 +221,14 @@ class MemEvolveDocumentStore:
         if opened is not None:
             opened.close()
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the store's description, for a pipeline in YAML."""
         given = {name: getattr(self, name) for name in ("index_file", "embedding_dim", "metric", "storage_config")}
-        described: dict[str, Any] = default_to_dict(self, **given)
+        described: JsonObject = default_to_dict(self, **given)
         return described
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> MemEvolveDocumentStore:
+    def from_dict(cls, data: JsonObject) -> MemEvolveDocumentStore:
         """Return the store of a description."""
         made: MemEvolveDocumentStore = default_from_dict(cls, _described(data))
         return made
@@ -235,11 +237,11 @@ class MemEvolveDocumentStore:
         """Return the number of documents."""
         return self.store.count()
 
-    def count_documents_by_filter(self, filters: dict[str, Any]) -> int:
+    def count_documents_by_filter(self, filters: JsonObject) -> int:
         """Return the number of documents that match."""
         return self.store.count(_filters(filters))
 
-    def filter_documents(self, filters: dict[str, Any] | None = None) -> list[Document]:
+    def filter_documents(self, filters: JsonObject | None = None) -> list[Document]:
         """Return the documents that match, oldest first. Raises FilterError."""
         return [_document(*row) for row in with_vectors(self.store, self.store.units(_filters(filters)))]
 
@@ -271,7 +273,7 @@ class MemEvolveDocumentStore:
 
     def _fresh(self, rows: list[tuple[MemoryUnit, Any]], *, skip: bool) -> list[tuple[MemoryUnit, Any]]:
         """The rows whose id is new. Raises DuplicateDocumentError unless the others are to be skipped."""
-        first: dict[str, tuple[MemoryUnit, Any]] = {}
+        first: dict[str, tuple[MemoryUnit, Json]] = {}
         for row in rows:
             if row[0]["id"] in first or self.store.exists(row[0]["id"]):
                 if not skip:
@@ -288,11 +290,11 @@ class MemEvolveDocumentStore:
         """Delete every document."""
         self.store.clear()
 
-    def delete_by_filter(self, filters: dict[str, Any]) -> int:
+    def delete_by_filter(self, filters: JsonObject) -> int:
         """Delete the documents that match, and return their number. Raises FilterError for a filter of everything."""
         return self.store.delete_where(self._condition(filters, "delete_all_documents() deletes everything"))
 
-    def update_by_filter(self, filters: dict[str, Any], meta: dict[str, Any]) -> int:
+    def update_by_filter(self, filters: JsonObject, meta: JsonObject) -> int:
         """Merge ``meta`` into the metadata of the documents that match, and return their number.
 
         None removes a key, and objects are merged (RFC 7396). Raises FilterError.
@@ -301,7 +303,7 @@ class MemEvolveDocumentStore:
         changes = {"metadata": meta, MARK: {"own": stamps_in(meta)}}
         return self.store.update_where(_filters(filters), changes)
 
-    def _condition(self, given: Any, remedy: str) -> dict[str, Any]:
+    def _condition(self, given: Json, remedy: str) -> JsonObject:
         found = _filters(given)
         if always(parse(found).root):
             raise FilterError(f"filters has no condition; {remedy}")
@@ -317,11 +319,11 @@ class MemEvolveDocumentStore:
                 found.setdefault(key, {"type": type(value).__name__})
         return found
 
-    def get_metadata_field_min_max(self, metadata_field: str) -> dict[str, Any]:
+    def get_metadata_field_min_max(self, metadata_field: str) -> JsonObject:
         """Return the smallest and largest number, or text where there are no numbers, of a field; None for none."""
         values = [value for value, _ in self._values(metadata_field, None) if not isinstance(value, bool)]
         numbers = [value for value in values if isinstance(value, (int, float))]
-        among: list[Any] = numbers or [value for value in values if isinstance(value, str)]
+        among: list[Json] = numbers or [value for value in values if isinstance(value, str)]
         return {"min": min(among, default=None), "max": max(among, default=None)}
 
     def get_metadata_field_unique_values(
@@ -330,8 +332,8 @@ class MemEvolveDocumentStore:
         search_term: str | None = None,
         from_: int = 0,
         size: int = 10,
-        filters: dict[str, Any] | None = None,
-    ) -> tuple[list[Any], int]:
+        filters: JsonObject | None = None,
+    ) -> tuple[list[Json], int]:
         """Return one page of a field's distinct values, sorted, that contain ``search_term``, and their number."""
         term = (optional_text("search_term", search_term) or "").casefold()
         first, most = whole_number("from_", from_, least=0), whole_number("size", size, least=0)
@@ -339,18 +341,18 @@ class MemEvolveDocumentStore:
         found = [value for value, _ in values if term in str(value).casefold()]
         return found[first : first + most], len(found)
 
-    def count_unique_metadata_by_filter(self, filters: dict[str, Any], metadata_fields: list[str]) -> dict[str, int]:
+    def count_unique_metadata_by_filter(self, filters: JsonObject, metadata_fields: list[str]) -> dict[str, int]:
         """Return the number of distinct values of each field, among the documents that match."""
         return {name: len(self._values(name, filters)) for name in listed("metadata_fields", metadata_fields)}
 
-    def _values(self, field: str, filters: Any) -> list[tuple[Any, Any]]:
+    def _values(self, field: str, filters: Json) -> list[tuple[Any, Any]]:
         """(value, value as a key) of each distinct value; elements of lists count as values."""
         if not isinstance(field, str):
             raise InvalidQueryError(f"metadata_field must be a text, got {shown(field)}")
         keys = field.removeprefix("meta.").split(".")
-        found: dict[tuple[type, Any], Any] = {}
+        found: dict[tuple[type, Json], Json] = {}
         for unit in self.store.units(_filters(filters)):
-            value: Any = own_metadata(unit, MARK)
+            value: Json = own_metadata(unit, MARK)
             for key in keys:
                 value = value.get(key) if isinstance(value, dict) else None
             for one in value if isinstance(value, list) else [value]:
@@ -361,17 +363,17 @@ class MemEvolveDocumentStore:
     # Retrieval
 
     def embedding_retrieval(
-        self, query_embedding: Sequence[float], filters: dict[str, Any] | None = None, top_k: int = 10
+        self, query_embedding: Sequence[float], filters: JsonObject | None = None, top_k: int = 10
     ) -> list[Document]:
         """Return the documents with the nearest embeddings; the score grows with the similarity."""
         return self._documents(self._by_meaning(query_embedding, filters, top_k))
 
-    def keyword_retrieval(self, query: str, filters: dict[str, Any] | None = None, top_k: int = 10) -> list[Document]:
+    def keyword_retrieval(self, query: str, filters: JsonObject | None = None, top_k: int = 10) -> list[Document]:
         """Return the documents that share words with the query, by BM25."""
         return self._documents(self._by_words(query, filters, top_k))
 
     def hybrid_retrieval(
-        self, query: str, query_embedding: Sequence[float], filters: dict[str, Any] | None = None, top_k: int = 10
+        self, query: str, query_embedding: Sequence[float], filters: JsonObject | None = None, top_k: int = 10
     ) -> list[Document]:
         """Return the best documents of both, fused by reciprocal ranks."""
         wide = max(whole_number("top_k", top_k) * 4, 50)
@@ -379,12 +381,12 @@ class MemEvolveDocumentStore:
         ranks = [[Ranked(unit_id, score) for unit_id, score in found.items()] for found in (semantic, words)]
         return self._documents({one.id: one.score for one in reciprocal_ranks(*ranks)[:top_k]})
 
-    def _by_meaning(self, vector: Sequence[float], filters: Any, top_k: int) -> dict[str, float]:
+    def _by_meaning(self, vector: Sequence[float], filters: Json, top_k: int) -> dict[str, float]:
         both = {"and": [_filters(filters), {"not": {f"{MARK}.embedded": False}}]}
         found = nearest(self.store, vector, whole_number("top_k", top_k), both)
         return {unit["id"]: score_of(distance, self.store.metric) for unit, distance in found}
 
-    def _by_words(self, query: str, filters: Any, top_k: int) -> dict[str, float]:
+    def _by_words(self, query: str, filters: Json, top_k: int) -> dict[str, float]:
         return {unit_id: score for score, unit_id in self.store.search_keywords(query, top_k, _filters(filters))}
 
     def _documents(self, scores: Mapping[str, float]) -> list[Document]:
@@ -398,7 +400,7 @@ for _name in [name for name, one in vars(MemEvolveDocumentStore).items() if call
         setattr(MemEvolveDocumentStore, f"{_name}_async", in_a_thread(getattr(MemEvolveDocumentStore, _name)))
 
 
-def _described(data: Any) -> Any:
+def _described(data: Json) -> Json:
     if not isinstance(mapping("data", data, ConfigurationError).get("type"), str):
         raise ConfigurationError(f"data: its type must be a text, as to_dict gives it; got {shown(data)}")
     return data
@@ -410,7 +412,7 @@ class _Retriever:
     def __init__(
         self,
         document_store: MemEvolveDocumentStore,
-        filters: dict[str, Any] | None = None,
+        filters: JsonObject | None = None,
         top_k: int = 10,
         filter_policy: str | FilterPolicy = FilterPolicy.REPLACE,
     ) -> None:
@@ -421,9 +423,9 @@ class _Retriever:
         named = isinstance(filter_policy, str)
         self.filter_policy = FilterPolicy.from_str(filter_policy) if named else filter_policy
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Return the component's description, for a pipeline in YAML."""
-        described: dict[str, Any] = default_to_dict(
+        described: JsonObject = default_to_dict(
             self,
             document_store=self.document_store.to_dict(),
             filters=self.filters,
@@ -433,14 +435,14 @@ class _Retriever:
         return described
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Any:
+    def from_dict(cls, data: JsonObject) -> Any:
         """Return the component of a description."""
         held = _described(data).get("init_parameters")
         given = dict(mapping("init_parameters", held, ConfigurationError))
         given["document_store"] = MemEvolveDocumentStore.from_dict(given.get("document_store"))  # type: ignore[arg-type]
         return default_from_dict(cls, {**data, "init_parameters": given})
 
-    def _options(self, filters: dict[str, Any] | None, top_k: int | None) -> dict[str, Any]:
+    def _options(self, filters: JsonObject | None, top_k: int | None) -> JsonObject:
         _filters(filters)  # Haystack looks whether it is true
         chosen = apply_filter_policy(self.filter_policy, self.filters, filters)
         return {"filters": chosen, "top_k": self.top_k if top_k is None else top_k}
@@ -452,7 +454,7 @@ class MemEvolveEmbeddingRetriever(_Retriever):
 
     @component.output_types(documents=list[Document])
     def run(
-        self, query_embedding: list[float], filters: dict[str, Any] | None = None, top_k: int | None = None
+        self, query_embedding: list[float], filters: JsonObject | None = None, top_k: int | None = None
     ) -> dict[str, list[Document]]:
         """Return ``documents``, best first; ``filters`` and ``top_k`` override those of the component."""
         options = self._options(filters, top_k)
@@ -466,9 +468,7 @@ class MemEvolveKeywordRetriever(_Retriever):
     """Finds the documents that share words with a query, by BM25."""
 
     @component.output_types(documents=list[Document])
-    def run(
-        self, query: str, filters: dict[str, Any] | None = None, top_k: int | None = None
-    ) -> dict[str, list[Document]]:
+    def run(self, query: str, filters: JsonObject | None = None, top_k: int | None = None) -> dict[str, list[Document]]:
         """Return ``documents``, best first; ``filters`` and ``top_k`` override those of the component."""
         return {"documents": self.document_store.keyword_retrieval(query, **self._options(filters, top_k))}
 
@@ -484,7 +484,7 @@ class MemEvolveHybridRetriever(_Retriever):
         self,
         query: str,
         query_embedding: list[float],
-        filters: dict[str, Any] | None = None,
+        filters: JsonObject | None = None,
         top_k: int | None = None,
     ) -> dict[str, list[Document]]:
         """Return ``documents``, best first; ``filters`` and ``top_k`` override those of the component."""

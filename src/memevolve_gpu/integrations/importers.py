@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..components.store.base import Progress, StorageBackend
 from ..components.store.legacy_import import read_docstore
 from ..components.store.units import checked_unit
 from ..errors import ConfigurationError, InvalidUnitError, StorageError
-from ..types import FloatArray, MemoryUnit
+from ..types import FloatArray, Json, JsonObject, MemoryUnit
 from ..utils.arguments import (
     callback,
     having,
@@ -86,7 +87,7 @@ class ImportReport:
     """Vectors that were compared bit by bit."""
     seconds: float
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the report as plain JSON values."""
         return asdict(self)
 
@@ -139,6 +140,15 @@ def import_into(
         ConfigurationError: The store holds other units under ids of entries; pages before that are stored.
         InvalidUnitError: An entry cannot be stored, or an id occurs twice.
         StorageError: The store differs from the source afterwards.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from memevolve_gpu import HashingEmbedder, VectorStore
+        >>> from memevolve_gpu.integrations.importers import import_into, open_source
+        >>> size = Path("old.jsonl").write_text('{"id": "a", "text": "git bisect finds the bad commit"}')
+        >>> with VectorStore("new", HashingEmbedder()) as store:
+        ...     import_into(store, open_source("jsonl", "old.jsonl")).imported
+        1
     """
     having("store", store, "store_batch", "a store")
     if not isinstance(source, Source):
@@ -280,25 +290,25 @@ def _write(store: StorageBackend, rows: Sequence[Row]) -> None:
     store.store_batch([row.unit for row in rows], *([np.stack(vectors)] if vectors else []), **more)
 
 
-def _library(name: str, package: str) -> Any:
+def _library(name: str, package: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
         raise ConfigurationError(f"reading this needs {package} ({error}): pip install {package}") from error
 
 
-def _row(unit_id: Any, text: Any, metadata: Mapping[str, Any] | None, vector: Any, **fields: Any) -> Row:
+def _row(unit_id: Json, text: Json, metadata: Mapping[str, object] | None, vector: Any, **fields: Any) -> Row:
     """An entry as a row; the text may be missing, and what is None in the metadata is left out."""
     kept = {key: value for key, value in (metadata or {}).items() if value is not None}
     unit: MemoryUnit = {"id": str(unit_id), **({"content": text} if text else {}), "metadata": kept, **fields}
     return Row(checked_unit(unit, f"entry {unit_id!r}"), _vector(vector, unit_id))
 
 
-def _vector(value: Any, unit_id: Any) -> FloatArray | None:
+def _vector(value: Json, unit_id: Json) -> FloatArray | None:
     return None if value is None else read_vector(value, f"entry {unit_id!r}: its vector", InvalidUnitError)
 
 
-def _object_row(entry: Mapping[str, Any], where: str) -> Row:
+def _object_row(entry: Mapping[str, object], where: str) -> Row:
     """A JSON object or a line of a table: id, text and vector under their usual names, the rest is metadata."""
     if isinstance(entry.get("unit"), (dict, str)) and ("vector" in entry or "expires_at" in entry):  # our export
         if entry.get("namespace"):
@@ -428,7 +438,7 @@ def _jsonl(path: str, _collection: str | None) -> Source:
     return Source(rows)
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
+def _object(text: str, where: str) -> JsonObject:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:

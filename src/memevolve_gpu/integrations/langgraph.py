@@ -20,6 +20,8 @@ from itertools import islice
 from os import PathLike
 from typing import Any, TypeVar
 
+from ..types import Filters, Json, JsonObject, Vectors
+
 try:
     from langgraph.store.base import (
         BaseStore,
@@ -86,7 +88,7 @@ class MemEvolveStore(BaseStore):
         *,
         index: IndexConfig | None = None,
         ttl: TTLConfig | None = None,
-        storage_config: Any = None,
+        storage_config: object = None,
     ) -> None:
         """Use an open store, or open one.
 
@@ -290,10 +292,10 @@ class MemEvolveStore(BaseStore):
         rest = self._listed({**filters, f"{MARK}.indexed": False}, op)
         return [*found, *islice(rest, max(0, offset + limit - len(found)))][offset:]
 
-    def _listed(self, filters: Mapping[str, Any], op: SearchOp) -> Iterator[_Found]:
+    def _listed(self, filters: Filters, op: SearchOp) -> Iterator[_Found]:
         return ((unit, None) for unit in self.store.units(filters) if _fits(unit, op.filter))
 
-    def _nearest(self, op: SearchOp, vector: Any, filters: Mapping[str, Any], wanted: int) -> list[_Found]:
+    def _nearest(self, op: SearchOp, vector: Vectors, filters: Filters, wanted: int) -> list[_Found]:
         """Find the items of the nearest units. Asks for more until enough items match, or there are no more units."""
         filters, limit, most = {**filters, f"{MARK}.indexed": True}, wanted + 1, self.store.count()
         best = 1.0 if self.store.metric == "cosine" else 0.0
@@ -365,7 +367,7 @@ def _check_listing(name: str, op: ListNamespacesOp) -> None:
         whole_number(f"{name}.max_depth", op.max_depth, least=0)
 
 
-def _check_labels(name: str, labels: Any, kinds: Any = (list, tuple)) -> None:
+def _check_labels(name: str, labels: Json, kinds: Any = (list, tuple)) -> None:
     if not isinstance(labels, kinds) or not all(isinstance(one, str) for one in labels):
         raise InvalidQueryError(f"{name} must be a tuple of texts, got {shown(labels)}")
 
@@ -382,7 +384,7 @@ def _part_id(item: str, part: int) -> str:
     return f"{item}#{part}" if part else item
 
 
-def _units(op: PutOp, item: str, texts: list[str], before: Mapping[str, Any]) -> list[MemoryUnit]:
+def _units(op: PutOp, item: str, texts: list[str], before: Mapping[str, object]) -> list[MemoryUnit]:
     """Make the units of an item: one for each text, or one without."""
     now = time.time()
     value = dict(op.value or {})
@@ -416,7 +418,7 @@ def _shaped(op: Op, result: Any) -> Result:
     return next((Item(**_about(unit)) for unit, _ in result), None) if isinstance(op, GetOp) else result
 
 
-def _about(unit: MemoryUnit) -> dict[str, Any]:
+def _about(unit: MemoryUnit) -> JsonObject:
     about = unit[MARK]
     return {
         "namespace": tuple(json.loads(about["namespace"])),
@@ -446,19 +448,19 @@ _LARGEST = 2.0**53
 """Numbers up to this are exact as floating-point numbers."""
 
 
-def _living() -> dict[str, Any]:
+def _living() -> JsonObject:
     expiry = f"{MARK}.expires_at"
     return {"or": [{expiry: {"exists": False}}, {expiry: {"gt": time.time()}}]}
 
 
-def _filters(op: SearchOp) -> dict[str, Any]:
+def _filters(op: SearchOp) -> JsonObject:
     """Return the filter of a search on units. Raises InvalidFilterError."""
     within = {f"{MARK}.within": _path_text(op.namespace_prefix)} if op.namespace_prefix else {}
     conditions = [_either(key, wanted) for key, wanted in (op.filter or {}).items()]
     return {**_living(), **within, "and": conditions}
 
 
-def _either(key: Any, wanted: Any) -> dict[str, Any]:
+def _either(key: Json, wanted: Json) -> JsonObject:
     """Return the condition for a key, or for the path that it may be."""
     if not isinstance(key, str) or not all(key.split(".")):
         raise InvalidFilterError(f"Invalid filter key {key!r}; give a name, or names joined by dots")
@@ -466,7 +468,7 @@ def _either(key: Any, wanted: Any) -> dict[str, Any]:
     return {"or": [{"and": list(_conditions((MARK, "value", *path), wanted))} for path in paths]}
 
 
-def _conditions(path: tuple[str, ...], wanted: Any) -> Iterator[dict[str, Any]]:
+def _conditions(path: tuple[str, ...], wanted: Json) -> Iterator[JsonObject]:
     name = ".".join(json.dumps(part, ensure_ascii=False) for part in path)
     if isinstance(wanted, Mapping):
         for key, value in wanted.items():
@@ -486,12 +488,12 @@ def _conditions(path: tuple[str, ...], wanted: Any) -> Iterator[dict[str, Any]]:
         yield {name: {"eq": wanted}}
 
 
-def _fits(unit: MemoryUnit, wanted: Mapping[str, Any] | None) -> bool:
+def _fits(unit: MemoryUnit, wanted: Mapping[str, object] | None) -> bool:
     value = unit[MARK]["value"]
     return all(_meets(_at(value, key), condition) for key, condition in (wanted or {}).items())
 
 
-def _at(value: Any, key: str) -> Any:
+def _at(value: Json, key: str) -> Json:
     if key in value:
         return value[key]
     for part in key.split("."):
@@ -499,7 +501,7 @@ def _at(value: Any, key: str) -> Any:
     return value
 
 
-def _meets(value: Any, wanted: Any) -> bool:
+def _meets(value: Json, wanted: Json) -> bool:
     if isinstance(wanted, Mapping):
         operators = [key for key in wanted if str(key).startswith("$")]
         fields = [key for key in wanted if key not in operators]
@@ -512,7 +514,7 @@ def _meets(value: Any, wanted: Any) -> bool:
     return kind_of(value) == kind_of(wanted) and bool(value == wanted)
 
 
-def _holds(value: Any, name: str, wanted: Any) -> bool:
+def _holds(value: Json, name: str, wanted: Json) -> bool:
     if name in _RANGES:
         return kind_of(value) == kind_of(wanted) in ("number", "text") and bool(_RANGES[name](value, wanted))
     return _meets(value, wanted) == (name == "$eq")

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..types import Json, JsonObject
+
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr
     from llama_index.core.indices.query.embedding_utils import get_top_k_mmr_embeddings
@@ -46,7 +48,7 @@ _LISTS = {"in": "in", "nin": "nin", "any": "in", "all": "all"}
 _TEXTS = {"text_match": "like", "text_match_insensitive": "ilike"}
 
 
-def _filters(given: Any) -> dict[str, Any]:
+def _filters(given: Json) -> JsonObject:
     """LlamaIndex's filters as one of this package."""
     if given is None:
         return {}
@@ -59,7 +61,7 @@ def _filters(given: Any) -> dict[str, Any]:
     return {joins[given.condition or FilterCondition.AND]: parts}
 
 
-def _condition(given: Any) -> dict[str, Any]:
+def _condition(given: Json) -> JsonObject:
     where = path(MARK, "ref") if given.key in _REFERENCES else metadata_path(MARK, *given.key.split("."))
     operator, value = FilterOperator(given.operator).value, given.value
     if operator == "is_empty":
@@ -94,7 +96,7 @@ def _unit(node: Any, position: int) -> MemoryUnit:
 
 def _node(unit: MemoryUnit) -> BaseNode:
     held = unit.get(MARK)
-    note: dict[str, Any] = held if isinstance(held, dict) else {"type": "TextNode", "node": {"id_": unit["id"]}}
+    note: JsonObject = held if isinstance(held, dict) else {"type": "TextNode", "node": {"id_": unit["id"]}}
     whole = {**note["node"], "metadata": own_metadata(unit, MARK)}
     return metadata_dict_to_node({"_node_content": json.dumps(whole), "_node_type": note["type"]}, unit.get("content"))
 
@@ -120,7 +122,7 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
     embedding_dim: int
     """Length of the embeddings."""
     metric: str = "cosine"
-    storage_config: dict[str, Any] | None = None
+    storage_config: JsonObject | None = None
     """Settings, as for ``VectorStore``."""
 
     _opened: VectorStore | None = PrivateAttr(default=None)
@@ -221,26 +223,26 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
 
     # Inside
 
-    def _wanted(self, filters: Any, node_ids: Any, doc_ids: Any = None) -> dict[str, Any]:
+    def _wanted(self, filters: Json, node_ids: Any, doc_ids: Any = None) -> JsonObject:
         """The filters, and one of these ids, and a node of one of these documents; None is no limit."""
         parts = [_filters(filters)]
         for where, ids in (("id", node_ids), (path(MARK, "ref"), doc_ids)):
             parts += [{where: {"in": listed("ids", ids)}}] if ids is not None else []
         return {"and": parts}
 
-    def _by_meaning(self, query: Any, wanted: Mapping[str, Any], top_k: int) -> dict[str, float]:
+    def _by_meaning(self, query: Any, wanted: Mapping[str, object], top_k: int) -> dict[str, float]:
         if query.query_embedding is None:
             raise InvalidQueryError("query_embedding is None; give one, or use the mode text_search")
         both = {"and": [wanted, {"not": {path(MARK, "embedded"): False}}]}
         found = nearest(self.client, query.query_embedding, top_k, both)
         return {unit["id"]: score_of(distance, self.client.metric) for unit, distance in found}
 
-    def _by_words(self, query: Any, wanted: Mapping[str, Any], top_k: int) -> dict[str, float]:
+    def _by_words(self, query: Any, wanted: Mapping[str, object], top_k: int) -> dict[str, float]:
         if query.query_str is None:
             raise InvalidQueryError("query_str is None; give the text to search for")
         return {unit_id: score for score, unit_id in self.client.search_keywords(query.query_str, top_k, wanted)}
 
-    def _by_both(self, query: Any, wanted: Mapping[str, Any], top_k: int) -> dict[str, float]:
+    def _by_both(self, query: Any, wanted: Mapping[str, object], top_k: int) -> dict[str, float]:
         alpha = real_number("alpha", 0.5 if query.alpha is None else query.alpha, "0 to 1", 0, 1, InvalidQueryError)
         wide = max(4 * top_k, 50)
         found = self._by_meaning(query, wanted, wide), self._by_words(query, wanted, wide)
@@ -256,7 +258,7 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
         }
         return dict(sorted(scores.items(), key=lambda pair: -pair[1])[:top_k])
 
-    def _varied(self, query: Any, wanted: Mapping[str, Any], top_k: int) -> dict[str, float]:
+    def _varied(self, query: Any, wanted: Mapping[str, object], top_k: int) -> dict[str, float]:
         vectors = self.client.vectors_of(list(self._by_meaning(query, wanted, 4 * top_k)))
         rows = [vector.tolist() for vector in vectors.values()]
         scores, ids = get_top_k_mmr_embeddings(

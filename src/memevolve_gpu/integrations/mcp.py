@@ -26,7 +26,7 @@ from ..components.retrieve import (
 from ..components.store.base import StorageBackend
 from ..components.store.history import HistoryMixin, UnitVersion
 from ..errors import ConfigurationError, InvalidUnitError, MemEvolveError
-from ..types import MemoryUnit
+from ..types import JsonObject, MemoryUnit
 from ..utils.arguments import having, optional_text
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ Tokens = Annotated[
     Field(ge=100, le=MOST_TOKENS, description="Most tokens of the answer; longer memories are cut, the rest left out."),
 ]
 Filters = Annotated[
-    dict[str, Any] | None,
+    JsonObject | None,
     Field(description='Only memories that match, such as {"type": "skill"} or {"metadata.score": {"gte": 0.5}}.'),
 ]
 Namespace = Annotated[
@@ -73,7 +73,7 @@ _Tool = TypeVar("_Tool", bound=Callable[..., Any])
 class Memories(BaseModel):
     """Memories that were found. ``left_out`` did not fit into the tokens of the answer."""
 
-    memories: list[dict[str, Any]]
+    memories: list[JsonObject]
     left_out: int = 0
     next_cursor: str | None = None
 
@@ -99,7 +99,7 @@ class Version(BaseModel):
     kind: str
     change: str
     at: str | None
-    memory: dict[str, Any] | None
+    memory: JsonObject | None
 
 
 class Versions(BaseModel):
@@ -174,7 +174,7 @@ def _add_writing(server: MCPServer, store: StorageBackend) -> None:
         content: Annotated[str, Field(min_length=1, description="What to remember: one fact, lesson or procedure.")],
         kind: Annotated[Kind, Field(description="What the memory is.")] = "lesson",
         tags: Annotated[list[str] | None, Field(description="Words to filter by.")] = None,
-        metadata: Annotated[dict[str, Any] | None, Field(description="Any JSON to keep beside the text.")] = None,
+        metadata: Annotated[JsonObject | None, Field(description="Any JSON to keep beside the text.")] = None,
         unit_id: Annotated[str, Field(description="An id of your own; leave out for a new one.")] = "",
         namespace: Namespace = None,
     ) -> Stored:
@@ -189,10 +189,10 @@ def _add_writing(server: MCPServer, store: StorageBackend) -> None:
         kind: Annotated[Kind | None, Field(description="The new kind.")] = None,
         tags: Annotated[list[str] | None, Field(description="The new tags, in place of the old ones.")] = None,
         metadata: Annotated[
-            dict[str, Any] | None, Field(description="Keys to change; null removes a key, others are kept.")
+            JsonObject | None, Field(description="Keys to change; null removes a key, others are kept.")
         ] = None,
         namespace: Namespace = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Change a memory in place: only what is given. Returns the memory as it is now."""
         scoped = _scoped(store, namespace)
         given = {"type": kind, "content": content or None, "tags": tags, "metadata": metadata}
@@ -247,9 +247,9 @@ def _add_reading(server: MCPServer, store: StorageBackend) -> None:
         return _page(_scoped(store, namespace), limit, filters, cursor, max_tokens)
 
     @_tool(server, "Health", read_only=True)
-    def health() -> dict[str, Any]:
+    def health() -> JsonObject:
         """Say how full and how healthy the memory is, and what to do about a problem."""
-        report: Mapping[str, Any] = store.get_storage_health()
+        report: Mapping[str, object] = store.get_storage_health()
         kept = ("current_count", "max_units", "memory_usage_mb", "max_memory_mb", "damage", "recommendations")
         return {key: report[key] for key in kept if key in report}
 
@@ -363,9 +363,7 @@ def _no_such(unit_id: str) -> str:
     return f"there is no memory with id {unit_id!r}; use an id that recall or list_memories gave"
 
 
-def _page(
-    store: StorageBackend, limit: int, filters: Mapping[str, Any] | None, cursor: str, max_tokens: int
-) -> Memories:
+def _page(store: StorageBackend, limit: int, filters: Filters | None, cursor: str, max_tokens: int) -> Memories:
     listing = store.units(filters, after=cursor or None)
     read = [(unit, listing.cursor) for unit in islice(listing, limit)]
     page = _fitted([unit for unit, _ in read], max_tokens)

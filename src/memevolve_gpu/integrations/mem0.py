@@ -13,6 +13,8 @@ from uuid import UUID, uuid4
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from ..types import Filters, Json, JsonObject
+
 try:
     from mem0.utils.factory import VectorStoreFactory
     from mem0.vector_stores.base import VectorStoreBase
@@ -48,7 +50,7 @@ class MemEvolveConfig(BaseModel):
     collection_name: str = "mem0"
     embedding_model_dims: int = 1536
     metric: str = "cosine"
-    storage_config: dict[str, Any] | None = None
+    storage_config: JsonObject | None = None
     """Settings, as for ``VectorStore``."""
 
 
@@ -76,13 +78,13 @@ class Found:
 
     id: str
     score: float | None
-    payload: dict[str, Any]
+    payload: JsonObject
 
 
-def _filters(given: Mapping[str, Any] | None) -> dict[str, Any]:
+def _filters(given: Mapping[str, object] | None) -> JsonObject:
     """mem0's filter on payloads as one of this package."""
-    parts: list[dict[str, Any]] = []
-    joins: dict[str, Callable[[list[dict[str, Any]]], dict[str, Any]]] = {
+    parts: list[JsonObject] = []
+    joins: dict[str, Callable[[list[JsonObject]], JsonObject]] = {
         "AND": lambda inner: {"and": inner},
         "OR": lambda inner: {"or": inner},
         "NOT": lambda inner: {"nor": inner},
@@ -101,7 +103,7 @@ def _filters(given: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"and": parts}
 
 
-def _conditions(key: str, value: Any) -> list[dict[str, Any]]:
+def _conditions(key: str, value: Json) -> list[JsonObject]:
     where = "content" if key == "data" else metadata_path(MARK, key)
     if isinstance(value, str) and value == "*":
         return [{where: {"is_null": False}}]
@@ -110,7 +112,7 @@ def _conditions(key: str, value: Any) -> list[dict[str, Any]]:
     return [{where: _operator(key, operator, operand)} for operator, operand in value.items()]
 
 
-def _operator(key: str, operator: str, operand: Any) -> dict[str, Any]:
+def _operator(key: str, operator: str, operand: Json) -> JsonObject:
     if operator in _RANGES:
         date = moment(operand)
         return {operator: operand if date is None else date}
@@ -123,12 +125,12 @@ def _operator(key: str, operator: str, operand: Any) -> dict[str, Any]:
     return {operator: operand}
 
 
-def _id(given: Any) -> Any:
+def _id(given: Json) -> Json:
     """The id as a text where it is a UUID or a number; the store checks it."""
     return str(given) if isinstance(given, UUID) or (type(given) is int and abs(given) < 2**63) else given
 
 
-def _unit(unit_id: str, payload: Mapping[str, Any]) -> MemoryUnit:
+def _unit(unit_id: str, payload: Mapping[str, object]) -> MemoryUnit:
     mapping("payload", payload, InvalidUnitError)
     rest = {key: value for key, value in payload.items() if key != "data"}
     text = {"content": payload["data"]} if payload.get("data") is not None else {}
@@ -153,7 +155,7 @@ class MemEvolveVectorStore(VectorStoreBase):
         collection_name: str = "mem0",
         embedding_model_dims: int = 1536,
         metric: str = "cosine",
-        storage_config: Mapping[str, Any] | None = None,
+        storage_config: Mapping[str, object] | None = None,
     ) -> None:
         """Open or create the collection. mem0 calls this with what :class:`MemEvolveConfig` holds."""
         self.folder = Path(path_text("folder", folder))
@@ -189,7 +191,7 @@ class MemEvolveVectorStore(VectorStoreBase):
     def insert(
         self,
         vectors: Sequence[Sequence[float]],
-        payloads: Sequence[Mapping[str, Any]] | None = None,
+        payloads: Sequence[Mapping[str, object]] | None = None,
         ids: Sequence[str] | None = None,
     ) -> None:
         """Store vectors with their payloads, in one transaction; an id that exists is replaced."""
@@ -201,9 +203,7 @@ class MemEvolveVectorStore(VectorStoreBase):
         if names:
             self.store.store_batch([_unit(*pair) for pair in zip(names, held, strict=True)], vectors)
 
-    def search(
-        self, query: str, vectors: Sequence[Any], top_k: int = 5, filters: Mapping[str, Any] | None = None
-    ) -> list[Found]:
+    def search(self, query: str, vectors: Sequence[Any], top_k: int = 5, filters: Filters | None = None) -> list[Found]:
         """Return the nearest memories; scores grow with the similarity, within 0..1 under cosine and l2."""
         del query
         rows = listed("vectors", vectors, InvalidVectorError)
@@ -212,7 +212,7 @@ class MemEvolveVectorStore(VectorStoreBase):
         scored = [(unit, score_of(distance, self.store.metric)) for unit, distance in hits]
         return [_found(unit, score if self.store.metric == "ip" else max(0.0, score)) for unit, score in scored]
 
-    def keyword_search(self, query: str, top_k: int = 5, filters: Mapping[str, Any] | None = None) -> list[Found]:
+    def keyword_search(self, query: str, top_k: int = 5, filters: Filters | None = None) -> list[Found]:
         """Return the memories that share words with the query, by BM25."""
         scores = {unit_id: score for score, unit_id in self.store.search_keywords(query, top_k, _filters(filters))}
         units = self.store.retrieve_batch(list(scores))
@@ -223,7 +223,7 @@ class MemEvolveVectorStore(VectorStoreBase):
         self.store.delete(_id(vector_id))
 
     def update(
-        self, vector_id: str, vector: Sequence[float] | None = None, payload: Mapping[str, Any] | None = None
+        self, vector_id: str, vector: Sequence[float] | None = None, payload: Mapping[str, object] | None = None
     ) -> None:
         """Replace the vector, the payload, or both. Raises InvalidUnitError for an unknown id."""
         name = _id(vector_id)
@@ -238,7 +238,7 @@ class MemEvolveVectorStore(VectorStoreBase):
         unit = self.store.retrieve(_id(vector_id))
         return None if unit is None else _found(unit)
 
-    def list(self, filters: Mapping[str, Any] | None = None, top_k: int | None = None) -> Any:
+    def list(self, filters: Filters | None = None, top_k: int | None = None) -> Any:
         """Return the memories that match, oldest first, in a list in a list, as mem0 reads it."""
         return [[_found(unit) for unit in self.store.units(_filters(filters), limit=top_k)]]
 
@@ -250,7 +250,7 @@ class MemEvolveVectorStore(VectorStoreBase):
         """Delete every memory of the collection. Its files stay, for others may have them open."""
         self.store.clear()
 
-    def col_info(self) -> dict[str, Any]:
+    def col_info(self) -> JsonObject:
         """Return the collection's name, count, dimension and metric."""
         store = self.store
         facts = {"count": store.count(), "dimension": store.embedding_dim, "metric": store.metric}

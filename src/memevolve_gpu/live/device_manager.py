@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from ..planner.routing import SideTimings, measured_sides, seconds_of
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
+from ..utils.report_types import DeviceReport
 from .view import View
 
 _FIRST_RETRY = 30.0
@@ -304,8 +305,8 @@ class DeviceManager:
                 self._disabled_reason = f"{incident.device} cannot be used until restart: {incident.detail}"
                 self._unseen = True
 
-    def report(self, view: View) -> dict[str, Any]:
-        """Plain values for health and statistics; bytes throughout.
+    def report(self, view: View) -> DeviceReport:
+        """For health and statistics; bytes throughout.
 
         predicted_bytes are the plan's, and scratch_bytes the part of them that all searches share; measured_bytes are
         the index's own, to be compared with the difference.

@@ -36,7 +36,7 @@ from ..records.filters import (
 )
 from ..records.records import Records
 from ..records.schema import FIELDS_KEY
-from ..types import IntArray
+from ..types import AnyArray, IntArray, Json
 from ..utils.forking import lazy
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
@@ -81,14 +81,14 @@ class _Texts(Sequence[str]):
 class FieldValues:
     """The values of n rows, by kind; an element of a list counts as a value of its row."""
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, values: Sequence[Json]) -> None:
         """``values`` are those of JSON, NaN where a row has none."""
         self.n = len(values)
         self.missing = np.zeros(self.n, dtype=np.bool_)
         self.null = np.zeros(self.n, dtype=np.bool_)
         self.sizes: tuple[IntArray, IntArray] = (_ints([]), _ints([]))
         at: dict[str, list[int]] = {kind: [] for kind in ("number", "text", "null", "true", "false")}
-        held: dict[str, list[Any]] = {kind: [] for kind in at}
+        held: dict[str, list[Json]] = {kind: [] for kind in at}
         self._split(values, at, held)
         self.at = {kind: np.asarray(found, dtype=np.int32) for kind, found in at.items()}
         self.numbers = np.array([float(doubled(one)) for one in held["number"]])
@@ -101,7 +101,7 @@ class FieldValues:
         self.codes = np.fromiter((codes[text] for text in held["text"]), dtype=np.int32, count=len(held["text"]))
         self._micros: IntArray | None = None
 
-    def _split(self, values: Sequence[Any], at: dict[str, list[int]], held: dict[str, list[Any]]) -> None:
+    def _split(self, values: Sequence[Json], at: dict[str, list[int]], held: dict[str, list[Json]]) -> None:
         kinds = {float: "number", int: "number", str: "text"}
         sized: list[tuple[int, int]] = []
         for row, value in enumerate(values):
@@ -187,9 +187,9 @@ class FieldValues:
         found[self.sizes[0]] = np.nan
         return found
 
-    def counts(self, rows: BoolArray) -> dict[tuple[Any, ...], int]:
+    def counts(self, rows: BoolArray) -> dict[tuple[Json, ...], int]:
         """How many of the rows have each value: (kind as in :meth:`order_keys`, value) to the number."""
-        found: dict[tuple[Any, ...], int] = {}
+        found: dict[tuple[Json, ...], int] = {}
         for kind, name in enumerate(("null", "false", "true")):
             found[kind, 0] = len(np.unique(self.at[name][rows[self.at[name]]]))
         numbers = np.concatenate([self.numbers, [float(doubled(value)) for _, value in self.big]])
@@ -202,14 +202,14 @@ class FieldValues:
             found.update({(kind, name): count for name, count in zip(names, many.tolist(), strict=True)})
         return {key: count for key, count in found.items() if count}
 
-    def _in_range(self, compare: Callable[[Any, Any], Any], bound: float) -> BoolArray:
+    def _in_range(self, compare: Callable[[Json, Json], Json], bound: float) -> BoolArray:
         if isinstance(bound, int) and abs(bound) > _EXACT:  # as a double it might be another number
             bound = np.inf if bound > 0 else -np.inf
         inside: BoolArray = compare(self.numbers, bound)
         return inside
 
     def _mark_equal(self, one: Condition, found: BoolArray) -> None:
-        kinds: dict[str, list[Any]] = {}
+        kinds: dict[str, list[Json]] = {}
         for value in one.values:
             kinds.setdefault(kind_of(value), []).append(value)
         for kind in kinds.keys() & {"null", "true", "false"}:
@@ -270,7 +270,7 @@ class _Column:
     """``read`` are the values of the first rows; ``fresh`` those of the rows that are newer or were changed since."""
 
     read: FieldValues
-    fresh: dict[int, Any]
+    fresh: dict[int, Json]
     fresh_values: FieldValues | None = None
 
     @property
@@ -289,7 +289,7 @@ class _Column:
         self._fill(found, lambda values: values.by_row(moments=moments))
         return found
 
-    def _fill(self, found: npt.NDArray[Any], of: Callable[[FieldValues], npt.NDArray[Any]]) -> None:
+    def _fill(self, found: AnyArray, of: Callable[[FieldValues], AnyArray]) -> None:
         found[: self.read.n] = of(self.read)
         if self.fresh:
             if self.fresh_values is None:
@@ -535,7 +535,7 @@ class FieldColumns:
         return max(LEAST_BYTES, BYTES_PER_ROW * len(self._slots))
 
 
-def _paths_in(value: Mapping[str, Any], above: Path = ()) -> Iterator[Path]:
+def _paths_in(value: Mapping[str, object], above: Path = ()) -> Iterator[Path]:
     for key, held in value.items():
         path = (*above, key)
         if not isinstance(held, dict):

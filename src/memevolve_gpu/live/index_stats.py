@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,7 @@ from ..index.base import Index
 from ..planner.plan import search_params_for
 from ..training.calibration import Calibration, at_least
 from ..training.recall import Quality
-from ..types import SearchParams
+from ..types import JsonObject, SearchParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ class IndexStats:
         known, planned = self.calibration.most(k), search_params_for(index.plan, index.n, k, target_recall)
         return planned if known is None else at_least(planned, known)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Plain JSON values, for a snapshot."""
         calibrated_rows = 0 if self.calibration is None else self.calibration.measured
         plain = asdict(self) | {"calibrated_rows": calibrated_rows}
@@ -99,7 +98,7 @@ class IndexStats:
         return plain
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], index: Index) -> IndexStats:
+    def from_dict(cls, values: JsonObject, index: Index) -> IndexStats:
         """Read what ``to_dict`` wrote; malformed values, and a calibration of another index, count as unknown."""
         try:
             held = _reader().validate_json(json.dumps(values), strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from ..monitoring.events import EventLog, LatencyRing
 from ..planner.nlist import ListsRule
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
-from ..types import FloatArray, Head, IntArray, Precision
+from ..types import DoubleArray, FloatArray, Head, IntArray, Precision
 from ..utils.forking import renew_in_child
+from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
 from .field_columns import FieldColumns, FieldValues, Log
@@ -45,8 +46,8 @@ class NlistChange:
     nlist_after: int
     before: dict[str, float | None]
 
-    def report(self, view: View, latency: dict[str, float] | None) -> dict[str, Any]:
-        """Plain values: nlist, recall@10 and latency before and since the change; None for what is not known yet."""
+    def report(self, view: View, latency: LatencyReport | None) -> NlistChangeReport:
+        """nlist, recall@10 and latency before and since the change; None for what is not known yet."""
         return {
             "at": self.at,
             "nlist": [self.nlist_before, self.nlist_after],
@@ -55,15 +56,11 @@ class NlistChange:
         }
 
 
-def _figures(view: View, latency: dict[str, float] | None) -> dict[str, float | None]:
+def _figures(view: View, latency: LatencyReport | None) -> dict[str, float | None]:
     """The last measured recall@10, of real queries, else of the index when it was built; and latency."""
-    stats, known = view.stats, latency or {}
-    built = None if stats.quality is None else stats.quality.recall
-    return {
-        "recall": built if stats.probed is None else stats.probed,
-        "p50_ms": known.get("p50_ms"),
-        "p95_ms": known.get("p95_ms"),
-    }
+    stats, built = view.stats, None if view.stats.quality is None else view.stats.quality.recall
+    p50, p95 = (None, None) if latency is None else (latency["p50_ms"], latency["p95_ms"])
+    return {"recall": built if stats.probed is None else stats.probed, "p50_ms": p50, "p95_ms": p95}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +214,7 @@ class LiveIndex:
         self,
         queries: FloatArray | DeviceQueries,
         k: int,
-        filters: Any = None,
+        filters: object = None,
         recall: float | None = None,
         scope: Scope = EVERYTHING,
     ) -> Found:
@@ -258,8 +255,8 @@ class LiveIndex:
         k: int,
         filters: Filter,
         recall: float | None,
-        similarity: Callable[[Any], Any],
-        factors: Callable[[Any, Any], Any],
+        similarity: Callable[[DoubleArray], DoubleArray],
+        factors: Callable[..., DoubleArray],
         paths: tuple[tuple[str, ...] | None, tuple[str, ...] | None],
         scope: Scope = EVERYTHING,
     ) -> list[tuple[float, float, int]]:

@@ -24,6 +24,7 @@ from ..training.recall import Pause, Quality, no_pause, recall_of
 from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.forking import renew_in_child
+from ..utils.report_types import MaintenanceReport, QualityReport
 from ..utils.vectors import from_bytes
 from .device_manager import DeviceManager
 from .live_index import LiveIndex, LiveSettings
@@ -126,6 +127,12 @@ class Report:
     def skipped(self) -> bool:
         """Whether another round was running, here or in another process."""
         return any(action.startswith("skipped") for action in self.actions)
+
+    def report(self) -> MaintenanceReport:
+        """What callers get of it."""
+        q = self.quality
+        quality = None if q is None else QualityReport(self_hit=q.self_hit, recall=q.recall, queries=q.queries)
+        return {"actions": self.actions, "reason": self.reason, "seconds": self.seconds, "quality": quality}
 
 
 class Maintenance:

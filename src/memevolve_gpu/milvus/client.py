@@ -127,7 +127,7 @@ class MilvusClient:
         self._closed = False
         renew_in_child(self)
 
-    def call(self, name: str, *arguments: Any, seconds: float | None = None, **named: Any) -> Any:
+    def call(self, name: str, *arguments: object, seconds: float | None = None, **named: object) -> Any:
         """``client.name(*arguments, timeout=..., **named)``, repeated until the stated time is over.
 
         Only for what may be done twice. Raises StoreUnavailableError and other errors of ours.

@@ -24,11 +24,11 @@ from ..errors import (
     NotAStoreError,
     StorageError,
 )
-from ..types import FloatArray, MemoryUnit, Metric
+from ..types import FloatArray, Json, JsonObject, MemoryUnit, Metric
 from ..utils.config import StorageConfig
 from ..utils.forking import renew_in_child
 from ..utils.plain import json_text
-from .client import LONG, MilvusClient, Version
+from .client import LONG, Client, MilvusClient, Version
 from .filters import born_between, facts_of, ids_expression, joined
 from .plan import METRICS, ServerPlan, plan_for
 
@@ -72,7 +72,7 @@ class Clock:
         self._lock = threading.Lock()
         self._ids = iter(())
 
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> JsonObject:
         """What every read tells the server."""
         if self.level == "session":
             return {"consistency_level": "Customized", "guarantee_timestamp": self._guarantee}
@@ -113,7 +113,7 @@ MAX_KIND_CHARS = 255
 _PACKED = "z"
 
 
-def record_of(unit: MemoryUnit, vector: FloatArray, born: int, wrote: int, where: str = "unit") -> dict[str, Any]:
+def record_of(unit: MemoryUnit, vector: FloatArray, born: int, wrote: int, where: str = "unit") -> JsonObject:
     """A row as the client takes it. Raises InvalidUnitError, naming ``where``, for a unit that is too long.
 
     vector: float32 (dim,). ``born``, its place in the order, and ``wrote``, when it was sent, are nanoseconds by the
@@ -158,7 +158,7 @@ def unit_of(body: str) -> MemoryUnit:
     return unit
 
 
-def vector_of(value: Any) -> FloatArray:
+def vector_of(value: object) -> FloatArray:
     """float32 (dim,) as it was written."""
     return np.asarray(value, dtype=np.float32)
 
@@ -229,7 +229,7 @@ def make(server: MilvusClient, info: CollectionInfo) -> None:
     about = {"format": FORMAT, "metric": info.metric, "model": info.model}
     config = server.config
 
-    def create(client: Any, seconds: float) -> None:
+    def create(client: Client, seconds: float) -> None:
         client.create_collection(
             config.collection,
             schema=_schema(client, info.dim, _MARK + json.dumps(about)),
@@ -262,7 +262,7 @@ def held_plan(server: MilvusClient) -> ServerPlan:
 
 
 def _create_index(server: MilvusClient, plan: ServerPlan, metric: Metric) -> None:
-    def create(client: Any, seconds: float) -> None:
+    def create(client: Client, seconds: float) -> None:
         wanted = client.prepare_index_params()
         wanted.add_index(
             field_name="vector",
@@ -290,7 +290,7 @@ def _load(server: MilvusClient) -> None:
         ) from error
 
 
-def _schema(client: Any, dim: int, description: str) -> Any:
+def _schema(client: Client, dim: int, description: str) -> Any:
     made = client.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
     for name, kind, options in (
         ("id", "VARCHAR", {"is_primary": True, "max_length": 4096}),
@@ -306,7 +306,7 @@ def _schema(client: Any, dim: int, description: str) -> Any:
     return made
 
 
-def _types() -> dict[str, Any]:
+def _types() -> JsonObject:
     """Numbers of ``schema.proto``'s DataType: what the client's own enumeration holds."""
     numbers = {"BOOL": 1, "INT64": 5, "VARCHAR": 21, "JSON": 23, "FLOAT_VECTOR": 101}
     try:
@@ -353,7 +353,7 @@ class Table:
 
     # Writing
 
-    def put(self, rows: Sequence[dict[str, Any]]) -> None:
+    def put(self, rows: Sequence[JsonObject]) -> None:
         """Write rows, each in the place of the one with its id. No id may occur twice.
 
         Acknowledged in batches of at most 16 MiB: when one fails, those before it stand.
@@ -383,7 +383,7 @@ class Table:
 
     # Reading
 
-    def query(self, expression: str, columns: list[str], limit: int | None = None) -> list[dict[str, Any]]:
+    def query(self, expression: str, columns: list[str], limit: int | None = None) -> list[JsonObject]:
         """Rows of which the expression is true, in no order."""
         named = {} if limit is None else {"limit": limit}
         found = self.client.call(
@@ -395,10 +395,10 @@ class Table:
         """How many rows the expression is true of."""
         return int(self.query(expression, ["count(*)"])[0]["count(*)"])
 
-    def get(self, ids: Sequence[str], columns: list[str]) -> dict[str, dict[str, Any]]:
+    def get(self, ids: Sequence[str], columns: list[str]) -> dict[str, JsonObject]:
         """The rows that exist, by id, in the order of ``ids``."""
         ids = [unit_id for unit_id in ids if _can_be_asked(unit_id)]
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, JsonObject] = {}
         for some in _chunks(ids, _IDS):
             found.update((str(row["id"]), row) for row in self.query(ids_expression(some), ["id", *columns]))
         return {unit_id: found[unit_id] for unit_id in ids if unit_id in found}
@@ -411,7 +411,7 @@ class Table:
         """The vectors of those that exist, by id, in the order of ``ids``."""
         return {unit_id: vector_of(row["vector"]) for unit_id, row in self.get(ids, ["vector"]).items()}
 
-    def in_order(self, columns: list[str], expression: str = "", page: int | None = None) -> Iterator[dict[str, Any]]:
+    def in_order(self, columns: list[str], expression: str = "", page: int | None = None) -> Iterator[JsonObject]:
         """Rows one by one, oldest first, in pages: those that were written before now and stay as they are.
 
         The server does not sort, so the time is halved until what was written within a piece of it fits one page.
@@ -447,14 +447,14 @@ class Table:
         """Seal what was written, so that the server indexes it."""
         self.client.call("flush", self.name, seconds=LONG)
 
-    def index_state(self) -> Mapping[str, Any]:
+    def index_state(self) -> Mapping[str, Json]:
         """What the server says of the index on the vectors."""
         return dict(self.client.call("describe_index", self.name, "vector") or {})
 
     def segments(self) -> list[Segment] | None:
         """Everything that is sealed; None where the client cannot ask. What still grows is listed nowhere."""
 
-        def ask(client: Any, seconds: float) -> list[Segment] | None:
+        def ask(client: Client, seconds: float) -> list[Segment] | None:
             connection: Any = getattr(client, "_get_connection", lambda: None)()
             if not hasattr(connection, "get_query_segment_info"):
                 return None
@@ -468,8 +468,8 @@ class Table:
         return found
 
 
-def _batches(rows: Sequence[dict[str, Any]], vector_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
+def _batches(rows: Sequence[JsonObject], vector_bytes: int) -> Iterator[list[JsonObject]]:
+    batch: list[JsonObject] = []
     size = 0
     for row in rows:
         batch.append(row)

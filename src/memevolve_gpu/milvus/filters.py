@@ -22,7 +22,6 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
-from typing import Any
 
 from ..records.filters import (
     Condition,
@@ -37,6 +36,7 @@ from ..records.filters import (
     kind_of,
     parse,
 )
+from ..types import Filters, Json, JsonObject
 
 MAX_FACTS_BYTES = 60_000
 """A JSON column of Milvus takes 65,536 bytes. A unit with more facts is marked ``vague`` and checked by its content."""
@@ -48,10 +48,10 @@ _SIGN = 1 << 63
 _ALL = (1 << 64) - 1
 
 
-def facts_of(unit: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def facts_of(unit: Mapping[str, object]) -> tuple[JsonObject, bool]:
     """Return the value of the column ``facts``, and whether it was too large and left out."""
     tokens: dict[str, None] = {}
-    facts: dict[str, Any] = {}
+    facts: JsonObject = {}
     for path, value in _paths(unit, ()):
         tokens[path_token(path)] = None
         elements = list(value) if isinstance(value, (list, tuple)) else [value]
@@ -70,14 +70,14 @@ def path_token(path: tuple[str, ...]) -> str:
     return _hashed(["path", *path])
 
 
-def value_token(path: tuple[str, ...], value: Any) -> str:
+def value_token(path: tuple[str, ...], value: Json) -> str:
     """Return the token of "this path has this value"; equal numbers, such as 1 and 1.0, have one token."""
     kind = kind_of(value)
     text = _number_text(value) if kind == "number" else value if kind == "text" else ""
     return _hashed(["value", kind, text, *path])
 
 
-def digits_below(value: Any) -> str:
+def digits_below(value: Json) -> str:
     """Digits of the greatest double that is not above the number, or of a text's beginning."""
     if isinstance(value, str):
         return value.encode()[:_TEXT_BYTES].hex()
@@ -85,7 +85,7 @@ def digits_below(value: Any) -> str:
     return _ordered(math.nextafter(number, -math.inf) if number > doubled(value) else number)
 
 
-def digits_above(value: Any) -> str:
+def digits_above(value: Json) -> str:
     """Digits of the least double that is not below the number, or of a text's beginning."""
     if isinstance(value, str):
         return value.encode()[:_TEXT_BYTES].hex()
@@ -93,7 +93,7 @@ def digits_above(value: Any) -> str:
     return _ordered(math.nextafter(number, math.inf) if number < doubled(value) else number)
 
 
-def _add_bounds(facts: dict[str, Any], path: tuple[str, ...], scalars: list[Any]) -> None:
+def _add_bounds(facts: JsonObject, path: tuple[str, ...], scalars: list[Json]) -> None:
     for kind, letter in (("number", "n"), ("text", "s")):
         highs = [digits_above(one) for one in scalars if kind_of(one) == kind]
         lows = [digits_below(one) for one in scalars if kind_of(one) == kind]
@@ -105,7 +105,7 @@ def _add_bounds(facts: dict[str, Any], path: tuple[str, ...], scalars: list[Any]
             facts[f"{letter}l{token}"] = min(lows)
 
 
-def _paths(value: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _paths(value: Mapping[str, object], above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Json]]:
     """The paths that expressions name: those with a key that is empty or has a dot are left to the client."""
     for key, inner in value.items():
         if not key or "." in key:
@@ -115,8 +115,8 @@ def _paths(value: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[t
             yield from _paths(inner, (*above, key))
 
 
-def _number_text(value: Any) -> str:
-    number: Any = doubled(value)
+def _number_text(value: Json) -> str:
+    number: Json = doubled(value)
     if isinstance(number, float) and number.is_integer() and -(2.0**63) <= number < 2.0**63:
         return str(int(number))
     return repr(number)
@@ -154,7 +154,7 @@ def born_between(low: int, high: int) -> str:
     return f"born >= {low:d} and born < {high:d}"
 
 
-def filter_expression(filters: Mapping[str, Any] | Filter | None) -> str:
+def filter_expression(filters: Filters | Filter | None) -> str:
     """Return an expression for every unit that matches the filter, and few others; "" for every unit.
 
     Exact for equality, ``exists`` and what joins them. Ranges compare doubles and the first bytes of texts; operators

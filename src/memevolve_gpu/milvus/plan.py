@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from ..planner.nlist import ListsRule
-from ..types import Metric
+from ..types import JsonObject, Metric
 from ..utils.config import StorageConfig
 from .client import Version
 
@@ -37,7 +36,7 @@ class ServerPlan:
     nlist: int
     exact: bool
     reason: str
-    params: dict[str, Any] = field(default_factory=dict)
+    params: JsonObject = field(default_factory=dict)
 
 
 def plan_for(version: Version, dim: int, metric: Metric, config: StorageConfig) -> ServerPlan:
@@ -55,7 +54,7 @@ def plan_for(version: Version, dim: int, metric: Metric, config: StorageConfig) 
     return ServerPlan("GPU_IVF_FLAT" if gpu else "IVF_FLAT", nlist, False, f"lists; {why}", {"nlist": nlist})
 
 
-def search_params(index: str, nlist: int, recall: float, top_k: int) -> dict[str, Any]:
+def search_params(index: str, nlist: int, recall: float, top_k: int) -> JsonObject:
     """The search parameters for a target recall; 1.0 tries as hard as the index can."""
     if index in ("FLAT", "GPU_BRUTE_FORCE"):
         return {}

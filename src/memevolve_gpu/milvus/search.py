@@ -8,13 +8,13 @@ compared. So fewer than ``top_k`` results mean that there are no more.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..records.filters import Filter, matches
-from ..types import FloatArray, MemoryUnit, Metric
+from ..types import FloatArray, Json, JsonObject, MemoryUnit, Metric
 from ..utils.vectors import normalize_rows
 from .collection import WINDOW, Table, unit_of, vector_of
 from .filters import filter_expression
@@ -131,7 +131,7 @@ class _Request:
         """Compare every matching row, oldest first: exact, and as slow as reading them all."""
         best: list[list[Candidate]] = [[] for _ in queries]
         columns = ["vector", *(["body"] if self._needs_units else [])]
-        page: list[dict[str, Any]] = []
+        page: list[JsonObject] = []
         for row in self.search.table.in_order(columns, self.expression):
             page.append(row)
             if len(page) == _FEW:
@@ -142,7 +142,7 @@ class _Request:
     def _needs_units(self) -> bool:
         return self.with_units or bool(self.filters.root.parts)
 
-    def _matching(self, answer: Any) -> list[Candidate]:
+    def _matching(self, answer: Iterable[Json]) -> list[Candidate]:
         kept = []
         for hit in answer:
             unit = unit_of(hit["entity"]["body"]) if self._needs_units else None
@@ -151,7 +151,7 @@ class _Request:
         return kept[: self.top_k]
 
     def _merged(
-        self, best: list[list[Candidate]], queries: FloatArray, page: list[dict[str, Any]]
+        self, best: list[list[Candidate]], queries: FloatArray, page: list[JsonObject]
     ) -> list[list[Candidate]]:
         units = [unit_of(row["body"]) if self._needs_units else None for row in page]
         keep = [at for at, unit in enumerate(units) if unit is None or matches(self.filters, unit)]

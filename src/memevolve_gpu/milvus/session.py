@@ -9,11 +9,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..components.store.base import Progress
-from ..components.store.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
-from ..components.store.reports import OPERATIONS, Figures, event_reports, health, latency_report, plain_details
+from ..components.store.reports import OPERATIONS, Figures, event_reports, health, plain_details
 from ..components.store.units import UnitEmbedder
 from ..errors import CapacityError, StorageError
 from ..monitoring.events import EventLog, LatencyRing
@@ -22,6 +20,7 @@ from ..utils.arguments import word
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import Embedder, EmbeddingFunction
 from ..utils.forking import renew_in_child
+from ..utils.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
 from .client import LONG, Client, MilvusClient, Version
 from .collection import CollectionInfo, Table, describe, open_collection, record_of, serve
 from .plan import ServerPlan
@@ -215,7 +214,7 @@ def health_report(session: MilvusSession) -> StorageHealth:
     )
     report = health(figures)
     if count > config.performance_threshold:
-        report["latency"] = latency_report(session.latency)
+        report["latency"] = session.latency.percentiles()
     return report
 
 
@@ -238,13 +237,13 @@ def statistics_report(session: MilvusSession) -> MilvusStatistics:
             "rows_not_indexed": sum(one.rows for one in segments if not one.indexed),
         },
         "management": list(session.operations)[-20:],
-        "latency": latency_report(session.latency),
+        "latency": session.latency.percentiles(),
         "event_totals": session.events.totals(),
         "events": event_reports(session.events),
     }
 
 
-def registered(session: MilvusSession, operation: str, details: Any) -> OperationEntry:
+def registered(session: MilvusSession, operation: str, details: object) -> OperationEntry:
     """Keep an operation in the history of this process. The server maintains its indexes by itself."""
     word("operation_type", operation, OPERATIONS)
     entry: OperationEntry = {"operation": operation, "at": time.time(), "details": plain_details(details)}

@@ -10,21 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from ..components.store.base import MetadataMixin, Progress
 from ..components.store.listing import Listing, listing_of, with_created_at
 from ..components.store.ranking import Window, score_of
-from ..components.store.report_types import (
-    IndexInfo,
-    Inventory,
-    MaintenanceReport,
-    MilvusStatistics,
-    OperationEntry,
-    StorageHealth,
-)
 from ..components.store.units import (
     OpenBackend,
     UnitMapping,
@@ -42,10 +33,18 @@ from ..components.store.units import (
 from ..components.store.vector_store import VectorStore
 from ..errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
 from ..records.filters import matches, parse
-from ..types import FloatArray, Hit, MemoryUnit, Metric
+from ..types import Each, Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit, Metric, Moment, Ttl, Vectors
 from ..utils.arguments import callback, listed, mapping, whole_number
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import EmbeddingFunction
+from ..utils.report_types import (
+    IndexInfo,
+    Inventory,
+    MaintenanceReport,
+    MilvusStatistics,
+    OperationEntry,
+    StorageHealth,
+)
 from ..utils.vectors import check_vectors, cosines
 from .client import Client, MilvusClient
 from .collection import CollectionInfo, describe, unit_of, vector_of
@@ -57,13 +56,13 @@ _MEASURED = 256
 """Newest units whose mean length stands for that of all."""
 
 
-def _created(row: Mapping[str, Any] | None) -> str | None:
+def _created(row: Mapping[str, Json] | None) -> str | None:
     metadata = unit_of(row["body"]).get("metadata") if row else None
     created = metadata.get("created_at") if isinstance(metadata, dict) else None
     return created if isinstance(created, str) else None
 
 
-def _described_at(milvus_config: Any, make: Callable[[float], Client] | None) -> CollectionInfo | None:
+def _described_at(milvus_config: object, make: Callable[[float], Client] | None) -> CollectionInfo | None:
     with closing(MilvusClient(MilvusConfig.adopt(milvus_config), make)) as connection:
         return describe(connection)
 
@@ -97,8 +96,8 @@ class MilvusStore(OpenBackend, MetadataMixin):
         self,
         embedding_function: EmbeddingFunction | None,
         embedding_dim: int | None = None,
-        storage_config: Any = None,
-        milvus_config: Any = None,
+        storage_config: object = None,
+        milvus_config: object = None,
         client: Callable[[float], Client] | None = None,
     ) -> None:
         """Open a collection, or make it.
@@ -132,7 +131,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         )
 
     @staticmethod
-    def exists_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> bool:
+    def exists_at(milvus_config: object = None, client: Callable[[float], Client] | None = None) -> bool:
         """Check for a store on a server.
 
         Args:
@@ -141,11 +140,14 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             Whether there is a store.
+
+        Raises:
+            StoreUnavailableError: The server does not answer.
         """
         return _described_at(milvus_config, client) is not None
 
     @staticmethod
-    def model_at(milvus_config: Any = None, client: Callable[[float], Client] | None = None) -> str | None:
+    def model_at(milvus_config: object = None, client: Callable[[float], Client] | None = None) -> str | None:
         """Read the name of the embedding model that filled a store.
 
         Args:
@@ -154,6 +156,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             The name; None when there is no store, or the model has no name.
+
+        Raises:
+            StoreUnavailableError: The server does not answer.
         """
         info = _described_at(milvus_config, client)
         return None if info is None else info.model
@@ -191,7 +196,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
     # Writing
 
-    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
+    def store(
+        self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Ttl = None, expires_at: Moment = None
+    ) -> str:
         """Store a unit. When this returns the server has it in its log, and the next search of this store finds it.
 
         Args:
@@ -226,11 +233,11 @@ class MilvusStore(OpenBackend, MetadataMixin):
     def store_batch(
         self,
         units: Sequence[MemoryUnit],
-        embeddings: Any = None,
+        embeddings: Vectors | None = None,
         progress: Progress | None = None,
         *,
-        ttl: Any = None,
-        expires_at: Any = None,
+        ttl: Each[Ttl] = None,
+        expires_at: Each[Moment] = None,
     ) -> list[str]:
         """Store several units, not in one transaction: see docs/how-to/milvus.md.
 
@@ -266,7 +273,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         session.put(named, vectors[last], session.table.clock.next_timestamps(len(last)))
         return ids
 
-    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
+    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Ttl = None, expires_at: Moment = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
         A text that stays the same is not embedded again. A change that another writer makes to the same unit meanwhile
@@ -280,6 +287,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             False when there is no unit of that id.
+
+        Raises:
+            ConfigurationError: As for :meth:`store`, as all other errors.
         """
         self._refuse(ttl=ttl, expires_at=expires_at)
         session = self._open
@@ -306,7 +316,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
     # Reading
 
-    def retrieve(self, unit_id: str, *, ttl: Any = None, as_of: Any = None) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Ttl = None, as_of: Moment = None) -> MemoryUnit | None:
         """Read a unit.
 
         Args:
@@ -316,6 +326,9 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             The unit; None when there is none.
+
+        Raises:
+            ConfigurationError: ``ttl`` or ``as_of`` was given.
         """
         self._refuse(ttl=ttl, as_of=as_of)
         return self._open.table.units([unit_id]).get(unit_id) if one_id(unit_id, "retrieve_batch") else None
@@ -326,7 +339,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
     def exists(self, unit_id: str) -> bool:
         return one_id(unit_id, "retrieve_batch") and bool(self._open.table.get([unit_id], []))
 
-    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+    def count(self, filters: Filters | None = None) -> int:
         """Count the units.
 
         Args:
@@ -334,10 +347,13 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             The number of units.
+
+        Raises:
+            InvalidFilterError: ``filters`` is malformed.
         """
         return self._open.table.count() if filters is None else sum(1 for _ in self.units(filters))
 
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+    def get_metadata(self, unit_id: str) -> JsonObject | None:
         unit = self.retrieve(unit_id)
         return None if unit is None else unit.get("metadata")
 
@@ -374,7 +390,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         del samples
         return self.run_maintenance(progress)
 
-    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+    def register_management_operation(self, operation_type: str, details: object) -> OperationEntry:
         """Keep a management operation in the history of this process.
 
         Args:
@@ -405,10 +421,10 @@ class MilvusStore(OpenBackend, MetadataMixin):
         """
         return statistics_report(self._open)
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         return {"milvus": self._place.address, "count": self.count()}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         source = self._described(mapping("state", state))
         if source is None:
             return
@@ -431,7 +447,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -444,7 +460,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         metric = self._open.info.metric
         return window.cut([(one.distance, one.id) for one in found], lambda pair: score_of(pair[0], metric))
 
-    def _hits(self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> list[Hit]:
+    def _hits(self, query: str, top_k: int, filters: Filters | None, recall: float | None) -> list[Hit]:
         metric = self._open.info.metric
         found = self._find_text(query, top_k, filters, recall, with_units=True)
         return [
@@ -452,7 +468,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         ]
 
     def search_vectors(
-        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+        self, queries: Vectors, top_k: int = 5, filters: Filters | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
         session = self._open
         width = check_arguments(top_k, recall)
@@ -483,12 +499,12 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
     def units(
         self,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         order_by: str | None = None,
         limit: int | None = None,
         after: str | None = None,
-        as_of: Any = None,
+        as_of: Moment = None,
     ) -> Listing:
         """Read units one by one. With ``order_by`` or ``after`` every one that matches is read.
 
@@ -501,6 +517,11 @@ class MilvusStore(OpenBackend, MetadataMixin):
 
         Returns:
             An iterator over the units, with the attribute ``cursor``.
+
+        Raises:
+            ConfigurationError: ``as_of`` was given.
+            InvalidFilterError: ``filters`` is malformed.
+            InvalidQueryError: ``order_by``, ``limit`` or ``after`` cannot be used.
         """
         self._refuse(as_of=as_of)
         parsed, session = parse(filters, self.config.filter_unicode), self._open
@@ -552,7 +573,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         held = {unit_id: _created(row) for unit_id, row in self._open.table.get(unstamped, ["body"]).items()}
         return [self._add_metadata(with_created_at(unit, held.get(unit["id"]))) for unit in units]
 
-    def _described(self, state: Mapping[str, Any]) -> VectorStore | MilvusStore | None:
+    def _described(self, state: Mapping[str, Json]) -> VectorStore | MilvusStore | None:
         """Open the store of ``save_state``; None when it is this one, or none is described."""
         if state.get("milvus") not in (None, self._place.address):
             place = MilvusConfig.at(str(state["milvus"]))
@@ -562,7 +583,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         return None
 
     def _find_text(
-        self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None, *, with_units: bool
+        self, query: str, top_k: int, filters: Filters | None, recall: float | None, *, with_units: bool
     ) -> list[Candidate]:
         wanted = check_arguments(top_k, recall, query)
         vector = self._open.embedder.embed_query(query)
@@ -572,7 +593,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         self,
         vectors: FloatArray,
         top_k: int,
-        filters: Mapping[str, Any] | None,
+        filters: Filters | None,
         recall: float | None,
         *,
         with_units: bool,

@@ -9,10 +9,13 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from copy import deepcopy
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from ..types import JsonObject
+from ..utils.report_types import EventReport, LatencyReport
 
 LATENCIES_KEPT = 2048
 
@@ -30,8 +33,8 @@ class LatencyRing:
         """Drop all durations, so that those before and after a change are not mixed."""
         self._seconds.clear()
 
-    def percentiles(self) -> dict[str, float] | None:
-        """{"p50_ms", "p95_ms", "p99_ms", "searches"} of the last searches; None before the first."""
+    def percentiles(self) -> LatencyReport | None:
+        """Of the last searches; None before the first."""
         taken = np.array(list(self._seconds)) * 1e3
         if not len(taken):
             return None
@@ -53,10 +56,13 @@ class Event:
     seconds: float = 0.0
     level: int = logging.INFO
     at: float = field(default_factory=time.time)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: JsonObject = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "level": logging.getLevelName(self.level)}
+    def report(self) -> EventReport:
+        level, figures = logging.getLevelName(self.level), deepcopy(self.figures)
+        return EventReport(
+            kind=self.kind, cause=self.cause, seconds=self.seconds, level=level, at=self.at, figures=figures
+        )
 
 
 class EventLog:
@@ -68,7 +74,7 @@ class EventLog:
         self._totals: Counter[str] = Counter()
 
     def record(
-        self, kind: str, cause: str, *, seconds: float = 0.0, level: int = logging.INFO, **figures: Any
+        self, kind: str, cause: str, *, seconds: float = 0.0, level: int = logging.INFO, **figures: object
     ) -> Event:
         event = Event(kind, cause, round(seconds, 6), level, figures=figures)
         with self._lock:

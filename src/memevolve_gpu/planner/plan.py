@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import CapacityError
 from ..index.costs import WHOLE_ROWS, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
-from ..types import IndexPlan, Metric, Precision, SearchParams
+from ..types import IndexPlan, JsonObject, Metric, Precision, SearchParams
 from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
 from .nlist import DEFAULT_RULE, ListsRule, should_recreate
 
@@ -115,7 +115,7 @@ def plan_index(
     """
     del metric  # every kind serves every metric
     needed = max(min_training_units, 1)
-    size: dict[str, Any] = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
+    size: JsonObject = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
     if count < needed and index_type != "flat":
         wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
         return _fitted(wanted, **size)
@@ -126,7 +126,7 @@ def plan_index(
     if device is None or count < needed:
         return host
     precisions: tuple[Precision, ...] = _ORDER if precision == "auto" else (precision,)
-    targets: dict[str, Any] = {"index_type": index_type, "target_recall": target_recall, "precisions": precisions}
+    targets: JsonObject = {"index_type": index_type, "target_recall": target_recall, "precisions": precisions}
     return on_device(host, device, nlist=nlist, **size, **targets)
 
 

@@ -7,9 +7,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from ..types import JsonObject
 
 BATCHES = (1, 16, 256)
 """Queries at once for which both sides are timed."""
@@ -41,7 +42,7 @@ class SideTimings:
         lost = next((nq for nq in range(BATCHES[-1], 0, -1) if not self.device_wins(nq)), 0)
         return None if lost == BATCHES[-1] else lost + 1
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonObject:
         """Plain values for reports: milliseconds by the number of queries."""
         sides = {"device_ms": self.device, "host_ms": self.host}
         return {name: dict(zip(map(str, BATCHES), (1e3 * s for s in own), strict=True)) for name, own in sides.items()}

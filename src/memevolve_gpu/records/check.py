@@ -112,7 +112,7 @@ def _rebuild_indexes(case: _Case) -> None:
 # -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _listed(case: _Case, what: str, sql: str, parameters: tuple[Any, ...] = ()) -> str | None:
+def _listed(case: _Case, what: str, sql: str, parameters: tuple[apsw.SQLiteValue, ...] = ()) -> str | None:
     total = first_row(case.con, f"SELECT count(*) FROM ({sql})", parameters)[0]
     if not total:
         return None
@@ -231,7 +231,7 @@ def _log_against_units(case: _Case) -> str | None:
     return None
 
 
-def _column(case: _Case, sql: str, *parameters: Any) -> IntArray:
+def _column(case: _Case, sql: str, *parameters: object) -> IntArray:
     return np.array([row[0] for row in case.con.execute(sql, parameters)], dtype=np.int64)
 
 

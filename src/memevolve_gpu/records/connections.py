@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 from urllib.parse import quote
 
 import apsw
@@ -14,13 +14,16 @@ import apsw
 from .filters import holds
 from .sqlite_errors import SQLITE_ERRORS
 
+SqlRow: TypeAlias = Any
+"""A row that a statement selects: a tuple of None, int, float, bytes and str, as the columns hold."""
 
-def all_rows(con: apsw.Connection, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+
+def all_rows(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> list[SqlRow]:
     """Every row of a query, as tuples."""
     return con.execute(sql, parameters).fetchall()
 
 
-def first_row(con: apsw.Connection, sql: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
+def first_row(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> tuple[Any, ...]:
     """The first row of a query that has one, read to its end, so that no statement stays open.
 
     Raises apsw.CorruptError when there is none: a table that must hold one row is empty.

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import apsw
 import numpy as np
 
-from ..types import IntArray
+from ..types import IntArray, Json
 from .connections import all_rows, first_row
-from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, is_plain, kind_of
+from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, Scalar, is_plain, kind_of
 
 INDEXED_FIELDS = ("type", "tags")
 """Top-level fields whose strings, or lists of strings, are kept in the ``terms`` table."""
@@ -44,7 +43,7 @@ def is_indexed(node: Node) -> bool:
     )
 
 
-def where(node: Filter | Node, bound: list[Any]) -> str:
+def where(node: Filter | Node, bound: list[apsw.Binding]) -> str:
     """An SQL expression over the row ``u`` of ``units``, which is 1 or 0.
 
     ``bound`` holds the parameters that the statement has before the expression; those of the expression are appended.
@@ -59,7 +58,7 @@ def where(node: Filter | Node, bound: list[Any]) -> str:
     return f"({join.join([neutral, *(where(part, bound) for part in node.parts)])})"
 
 
-def _expression(one: Condition, bound: list[Any]) -> str:
+def _expression(one: Condition, bound: list[apsw.Binding]) -> str:
     if one.path == ("id",) and one.op == "in":
         return f"u.id IN ({places([value for value in one.values if isinstance(value, str)], bound)})"
     bound.append(json_path(one.path))
@@ -89,9 +88,9 @@ def _case(kind: str, tests: dict[str, str]) -> str:
     return f"CASE {kind}{cases} ELSE 0 END" if cases else "0"
 
 
-def _tests(one: Condition, bound: list[Any]) -> dict[str, str]:
+def _tests(one: Condition, bound: list[apsw.Binding]) -> dict[str, str]:
     """For each JSON type, what must hold of ``{value}``."""
-    kinds: dict[str, list[Any]] = {}
+    kinds: dict[str, list[Scalar]] = {}
     for value in one.values:
         kinds.setdefault(kind_of(value), []).append(value)
     tests = {}
@@ -104,7 +103,7 @@ def _tests(one: Condition, bound: list[Any]) -> dict[str, str]:
     return tests
 
 
-def places(values: Sequence[Any], bound: list[Any]) -> str:
+def places(values: Sequence[Scalar], bound: list[apsw.Binding]) -> str:
     """Numbered places for the values, which are bound once however often they are named; many are bound as one list."""
     if len(values) > MOST_PLACES:
         bound.append(json.dumps(values, ensure_ascii=False))
@@ -134,15 +133,15 @@ def declare_fields(con: apsw.Connection, paths: Sequence[tuple[str, ...]]) -> No
 
 def field_is_short(con: apsw.Connection, path: tuple[str, ...]) -> bool:
     """Are the values of the field short, judging by the oldest rows?"""
-    bound: list[Any] = []
+    bound: list[apsw.Binding] = []
     field = _field(path, bound)
     sql = f"SELECT avg(length({field})) FROM (SELECT unit FROM units ORDER BY slot LIMIT {_SAMPLE})"
     return (first_row(con, sql, bound)[0] or 0) <= _SHORT
 
 
-def field_values(con: apsw.Connection, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Any]]:
+def field_values(con: apsw.Connection, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Json]]:
     """The live slots, ascending, and the value of the field in each, NaN where a unit has none."""
-    bound: list[Any] = []
+    bound: list[apsw.Binding] = []
     field = _field(path, bound)
     sql = f"SELECT group_concat(slot), group_concat(ifnull({field}, 'NaN')) FROM units"
     if slots is not None:
@@ -163,7 +162,7 @@ def json_path(path: tuple[str, ...]) -> str:
     return "$" + "".join("." + json.dumps(part, ensure_ascii=False) for part in path)
 
 
-def _field(path: tuple[str, ...], bound: list[Any]) -> str:
+def _field(path: tuple[str, ...], bound: list[apsw.Binding]) -> str:
     """The JSON of a field, written as in the index of a declared one; what no literal can hold is bound."""
     text = json_path(path)
     if "\0" not in text:
@@ -209,7 +208,7 @@ def ids_at(con: apsw.Connection, slots: IntArray, ns: int, now: float) -> list[s
     return [unit_id for (unit_id,) in all_rows(con, sql, (listed, ns, now))]
 
 
-def slot_list(slots: IntArray) -> tuple[str, Any]:
+def slot_list(slots: IntArray) -> tuple[str, apsw.Binding]:
     """A subquery that yields the slots, and the value to bind for it."""
     if _HAS_CARRAY and len(slots):
         return "SELECT value FROM carray(?)", apsw.carray(np.ascontiguousarray(slots, dtype=np.int64))
@@ -220,13 +219,13 @@ _HAS_CARRAY = hasattr(apsw, "carray") and "ENABLE_CARRAY" in apsw.compile_option
 
 
 def _with_term(con: apsw.Connection, one: Condition) -> IntArray:
-    bound: list[Any] = [one.path[0]]
+    bound: list[apsw.Binding] = [one.path[0]]
     return slots_read(con, f"SELECT slot FROM terms WHERE field = ?1 AND value IN ({places(one.values, bound)})", bound)
 
 
 def _scan(con: apsw.Connection, node: Node, slots: IntArray | None, after: int = 0) -> IntArray:
     """Test the units of the slots, or all of them, by their JSON text."""
-    bound: list[Any] = [after]
+    bound: list[apsw.Binding] = [after]
     sql = f"SELECT u.slot FROM units AS u WHERE u.slot > ?1 AND {where(node, bound)}"
     if slots is None:
         return slots_read(con, sql, bound)
@@ -237,7 +236,7 @@ def _scan(con: apsw.Connection, node: Node, slots: IntArray | None, after: int =
     return slots_read(con, f"{sql} AND u.slot IN ({subquery})", (*bound, listed))
 
 
-def slots_read(con: apsw.Connection, sql: str, parameters: Sequence[Any]) -> IntArray:
+def slots_read(con: apsw.Connection, sql: str, parameters: apsw.Bindings) -> IntArray:
     """The one integer column of a query, ascending and distinct.
 
     SQLite writes the numbers into one text and NumPy parses it: a quarter of the time that rows take.

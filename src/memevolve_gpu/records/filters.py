@@ -21,18 +21,18 @@ from difflib import get_close_matches
 from functools import lru_cache
 from operator import ge, gt, le, lt
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 from unicodedata import normalize
 
 from ..errors import InvalidFilterError
+from ..types import Filters, Json, JsonObject
 from ..utils.arguments import listed, shown, switch
 from ..utils.plain import plain_scalar, plain_text
 from ..utils.timestamps import micros_of
 
-Filters = Mapping[str, Any]
 Unicode = Literal["nfc", "exact"]
 
-RANGES: dict[str, Callable[[Any, Any], bool]] = {"gt": gt, "gte": ge, "lt": lt, "lte": le}
+RANGES: dict[str, Callable[[Json, Json], bool]] = {"gt": gt, "gte": ge, "lt": lt, "lte": le}
 TEXT_OPERATORS = ("startswith", "endswith", "like", "ilike", "regex", "ieq")
 OPERATORS = (
     *("eq", "ne", "in", "nin", *RANGES, "between", "exists", "is_null"),
@@ -45,11 +45,11 @@ MAX_VALUES, MAX_CONDITIONS, MAX_DEPTH, MAX_PATTERN = 30_000, 100, 20, 1_000
 REGEX_MEMORY = 1 << 23
 """Bytes that RE2 may use for one pattern; a larger one is refused."""
 
-MISSING: Any = object()
+MISSING: Json = object()
 """The value of a field that a unit does not have."""
 
 _JOINS = ("and", "or", "not", "nor")
-_KNOWN: dict[tuple[Any, ...], Filter] = {}
+_KNOWN: dict[tuple[Json, ...], Filter] = {}
 """Filters that were seen, by their form; forgotten all at once when they are many."""
 _MOST_KEPT, _LONGEST_KEPT, _DEEPEST_KEPT = 512, 16, 4
 _PLAIN = frozenset({str, int, float, bool, type(None)})
@@ -78,7 +78,7 @@ class Condition:
 
     path: tuple[str, ...]
     op: str
-    values: tuple[Any, ...]
+    values: tuple[Json, ...]
     nfc: bool = True
 
     @property
@@ -127,7 +127,7 @@ class Filter:
     key: str
 
 
-def parse(filters: Any, unicode: Unicode = "nfc") -> Filter:
+def parse(filters: object, unicode: Unicode = "nfc") -> Filter:
     """The normal form of a filter: a mapping, a list of mappings that must all hold, or None; a Filter stays itself.
 
     unicode: whether texts compare in NFC or as they are. Raises InvalidFilterError, naming the key, for everything
@@ -147,12 +147,12 @@ def parse(filters: Any, unicode: Unicode = "nfc") -> Filter:
     return known
 
 
-def canonical(filters: Any) -> str:
+def canonical(filters: object) -> str:
     """A text that is equal for filters which mean the same by form. Raises InvalidFilterError as :func:`parse` does."""
     return parse(filters).key
 
 
-def matches(filters: Any, unit: Mapping[str, Any]) -> bool:
+def matches(filters: object, unit: Mapping[str, object]) -> bool:
     """Does the unit match? The reference that every backend must agree with."""
     return _holds(parse(filters).root, unit)
 
@@ -177,7 +177,7 @@ def always(node: Node) -> bool | None:
     return decisive if decisive in parts else None if None in parts else not decisive
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: Json) -> str:
     """The JSON kind of a value: null, true, false, number, text, array or object; instant for an Instant."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
@@ -214,7 +214,7 @@ def is_plain(one: Condition) -> bool:
     )
 
 
-def lookup(unit: Any, path: tuple[str, ...]) -> Any:
+def lookup(unit: object, path: tuple[str, ...]) -> Json:
     """The value at the path, or MISSING."""
     for part in path:
         if not isinstance(unit, Mapping) or part not in unit:
@@ -226,7 +226,7 @@ def lookup(unit: Any, path: tuple[str, ...]) -> Any:
 # What conditions mean
 
 
-def _holds(node: Node, unit: Mapping[str, Any]) -> bool:
+def _holds(node: Node, unit: Mapping[str, object]) -> bool:
     if isinstance(node, Condition):
         return test_of(node)(lookup(unit, node.path))
     if isinstance(node, Not):
@@ -234,7 +234,7 @@ def _holds(node: Node, unit: Mapping[str, Any]) -> bool:
     return (all if isinstance(node, Every) else any)(_holds(part, unit) for part in node.parts)
 
 
-def test_of(one: Condition) -> Callable[[Any], bool]:
+def test_of(one: Condition) -> Callable[[Json], bool]:
     """Whether a value, or MISSING, meets the condition."""
     if one.op == "exists":
         return lambda found: (found is not MISSING) is one.values[0]
@@ -244,7 +244,7 @@ def test_of(one: Condition) -> Callable[[Any], bool]:
         return lambda found: isinstance(found, (list, tuple)) and one.values[0] <= len(found) <= one.values[1]
     single, in_list = element_test(one, False), element_test(one, True)
 
-    def test(found: Any) -> bool:
+    def test(found: object) -> bool:
         if isinstance(found, (list, tuple)):
             return any(in_list(plain_scalar(element)) for element in found)
         return found is not MISSING and single(plain_scalar(found))
@@ -253,17 +253,17 @@ def test_of(one: Condition) -> Callable[[Any], bool]:
 
 
 @lru_cache(maxsize=256)
-def _test_of_spec(spec: str) -> Callable[[Any], bool]:
+def _test_of_spec(spec: str) -> Callable[[Json], bool]:
     return test_of(Condition.of(spec))
 
 
-def holds(*given: Any) -> int:
+def holds(*given: Json) -> int:
     """The definition as a function of SQL: (spec of a condition, JSON value or NULL for a missing one) to 1 or 0."""
     spec, value = given
     return _test_of_spec(spec)(MISSING if value is None else json.loads(value))
 
 
-def element_test(one: Condition, in_list: bool) -> Callable[[Any], bool]:
+def element_test(one: Condition, in_list: bool) -> Callable[[Json], bool]:
     """Whether a plain scalar meets the condition; ``contains`` tells a text from an element of a list."""
     value = one.values[0] if one.values else None
     if one.op in RANGES:
@@ -274,7 +274,7 @@ def element_test(one: Condition, in_list: bool) -> Callable[[Any], bool]:
     return lambda element: isinstance(element, str) and test(composed(element) if one.nfc else element)
 
 
-def _equal(element: Any, value: Scalar, nfc: bool) -> bool:
+def _equal(element: Json, value: Scalar, nfc: bool) -> bool:
     kind = kind_of(element)
     if isinstance(value, Instant):
         return kind == "text" and micros_of(element) == value.micros
@@ -285,8 +285,8 @@ def _equal(element: Any, value: Scalar, nfc: bool) -> bool:
     return bool(doubled(element) == value) if kind == "number" else bool(element == value)
 
 
-def _range_test(compare: Callable[[Any, Any], bool], bound: Any, nfc: bool) -> Callable[[Any], bool]:
-    def at(element: Any) -> bool:
+def _range_test(compare: Callable[[Json, Json], bool], bound: Json, nfc: bool) -> Callable[[Json], bool]:
+    def at(element: object) -> bool:
         micros = micros_of(element) if isinstance(element, str) else None
         return micros is not None and compare(micros, bound.micros)
 
@@ -357,7 +357,7 @@ def folded(text: str) -> str:
     return composed(text.casefold())
 
 
-_TEXT_TESTS: dict[str, Callable[[Any], Callable[[str], bool]]] = {
+_TEXT_TESTS: dict[str, Callable[[Json], Callable[[str], bool]]] = {
     "contains": lambda part: lambda text: isinstance(part, str) and part in text,
     "startswith": lambda part: lambda text: text.startswith(part),
     "endswith": lambda part: lambda text: text.endswith(part),
@@ -371,7 +371,7 @@ _TEXT_TESTS: dict[str, Callable[[Any], Callable[[str], bool]]] = {
 # How filters are read
 
 
-def _form(value: Any, depth: int = 0) -> tuple[Any, ...] | None:
+def _form(value: Json, depth: int = 0) -> tuple[Json, ...] | None:
     """Values and their types, to look a filter up by in a tenth of the time; None for a large or an unusual one."""
     kind = type(value)
     if kind in _PLAIN:
@@ -379,13 +379,13 @@ def _form(value: Any, depth: int = 0) -> tuple[Any, ...] | None:
     kind = dict if kind is Where else kind
     if kind not in (dict, list) or len(value) > _LONGEST_KEPT or depth > _DEEPEST_KEPT:
         return None
-    parts: list[Any] = [kind, *[_form(one, depth + 1) for one in value]]
+    parts: list[Json] = [kind, *[_form(one, depth + 1) for one in value]]
     if kind is dict:
         parts += [_form(one, depth + 1) for one in value.values()]
     return None if None in parts else tuple(parts)
 
 
-def _parsed(filters: Any, unicode: Unicode) -> Filter:
+def _parsed(filters: object, unicode: Unicode) -> Filter:
     root = Every(tuple(_Reader(unicode == "nfc").joined(filters, "filters")) if filters is not None else ())
     conditions = list(conditions_of(root))
     if len(conditions) > MAX_CONDITIONS or sum(len(one.values) for one in conditions) > MAX_VALUES:
@@ -412,7 +412,7 @@ class _Reader:
     def __init__(self, nfc: bool) -> None:
         self._nfc = nfc
 
-    def joined(self, filters: Any, where: str, depth: int = 0) -> Iterator[Node]:
+    def joined(self, filters: object, where: str, depth: int = 0) -> Iterator[Node]:
         """The nodes of a filter, or of a list of filters, all of which must hold."""
         if depth > MAX_DEPTH:
             raise InvalidFilterError(f"{where} is nested more than {MAX_DEPTH} deep; flatten it")
@@ -427,7 +427,7 @@ class _Reader:
         else:
             raise InvalidFilterError(f"{where} must be a mapping of paths to conditions, not {type(filters).__name__}")
 
-    def _entry(self, key: Any, value: Any, where: str, depth: int) -> Iterator[Node]:
+    def _entry(self, key: Json, value: object, where: str, depth: int) -> Iterator[Node]:
         join = key.removeprefix("$") if isinstance(key, str) else ""
         if join in _JOINS:
             node = self._join(join, value, f"{where}[{key!r}]", depth)
@@ -440,7 +440,7 @@ class _Reader:
         else:
             yield from self._conditions(key, path_of(key), value, depth)
 
-    def _join(self, join: str, value: Any, where: str, depth: int) -> Node:
+    def _join(self, join: str, value: Json, where: str, depth: int) -> Node:
         many = isinstance(value, (list, tuple))
         if not many and not (isinstance(value, Mapping) and join == "not"):
             raise InvalidFilterError(
@@ -453,7 +453,7 @@ class _Reader:
         some = Some(tuple(Every(tuple(self.joined(one, f"{where}[{at}]", depth + 1))) for at, one in enumerate(value)))
         return Not(some) if join == "nor" else some
 
-    def _conditions(self, key: str, path: tuple[str, ...], value: Any, depth: int) -> Iterator[Node]:
+    def _conditions(self, key: str, path: tuple[str, ...], value: object, depth: int) -> Iterator[Node]:
         if isinstance(value, Mapping):
             if not len(value):
                 raise InvalidFilterError(f"filters[{key!r}] names no operator; use one of {', '.join(OPERATORS)}")
@@ -464,7 +464,7 @@ class _Reader:
         else:
             yield self._operator(key, path, "eq", value, depth)
 
-    def _operator(self, key: str, path: tuple[str, ...], given: Any, operand: Any, depth: int) -> Node:
+    def _operator(self, key: str, path: tuple[str, ...], given: Json, operand: object, depth: int) -> Node:
         op = given.removeprefix("$") if isinstance(given, str) else given
         if op not in OPERATORS:
             raise InvalidFilterError(
@@ -481,7 +481,7 @@ class _Reader:
             return self._several(key, path, op, operand)
         return self._condition(key, path, op, operand)
 
-    def _several(self, key: str, path: tuple[str, ...], op: str, operand: Any) -> Node:
+    def _several(self, key: str, path: tuple[str, ...], op: str, operand: object) -> Node:
         if not isinstance(operand, (list, tuple)):
             raise InvalidFilterError(f"filters[{key!r}]: {op} takes a list, not {type(operand).__name__}")
         if op == "all":
@@ -495,7 +495,7 @@ class _Reader:
             return Every(tuple(self._condition(key, path, side, bound) for side, bound in bounds))
         return self._made(path, op, tuple(self._scalar(key, path, op, one) for one in operand))
 
-    def _condition(self, key: str, path: tuple[str, ...], op: str, operand: Any) -> Condition:
+    def _condition(self, key: str, path: tuple[str, ...], op: str, operand: object) -> Condition:
         if op in ("exists", "is_null"):
             operand = plain_scalar(operand)
             if not isinstance(operand, bool):
@@ -512,10 +512,10 @@ class _Reader:
             return self._made(path, op, (composed(plain_scalar(operand)) if self._nfc else plain_scalar(operand),))
         return self._made(path, "in" if op == "eq" else op, (value,))
 
-    def _made(self, path: tuple[str, ...], op: str, values: tuple[Any, ...]) -> Condition:
+    def _made(self, path: tuple[str, ...], op: str, values: tuple[Json, ...]) -> Condition:
         return Condition(path, op, values, self._nfc and path != ("id",))
 
-    def _scalar(self, key: str, path: tuple[str, ...], op: str, given: Any) -> Scalar:
+    def _scalar(self, key: str, path: tuple[str, ...], op: str, given: object) -> Scalar:
         value = plain_scalar(given)
         kind = kind_of(value)
         if kind == "text":
@@ -537,7 +537,7 @@ class _Reader:
 _ZONED = re.compile(r"^\d{4}-\d\d-\d\d[T ]\d\d:\d\d.*([Zz]|[+-]\d\d(:?\d\d)?)$", re.ASCII)
 
 
-def _nearest(word: Any, known: tuple[str, ...]) -> str:
+def _nearest(word: object, known: tuple[str, ...]) -> str:
     found = get_close_matches(word, known, n=1, cutoff=0.5) if isinstance(word, str) else []
     word = _OTHER_NAMES.get(word, found[0] if found else "") if isinstance(word, str) else ""
     return f", did you mean {word!r}?" if word else ""
@@ -562,7 +562,7 @@ _OTHER_NAMES = {
 }
 
 
-def path_of(key: Any) -> tuple[str, ...]:
+def path_of(key: object) -> tuple[str, ...]:
     """The keys of a dotted path. Raises InvalidFilterError."""
     if not isinstance(key, str):
         raise InvalidFilterError(f"filters[{shown(key)}]: a path must be a string, not {type(key).__name__}")
@@ -584,7 +584,7 @@ def _part(found: re.Match[str]) -> tuple[str, bool]:
     return (found[2], False) if quoted is None else (re.sub(r"\\(.)", r"\1", quoted), True)
 
 
-def _sizes(key: str, operand: Any) -> tuple[float, float]:
+def _sizes(key: str, operand: object) -> tuple[float, float]:
     """Least and largest length: of a number, or of a mapping with eq and ranges."""
     low: float = 0
     high: float = math.inf
@@ -601,7 +601,7 @@ def _sizes(key: str, operand: Any) -> tuple[float, float]:
     return low, (2**62 if high == math.inf else high)
 
 
-def _pattern(key: str, op: str, value: Any, nfc: bool) -> str:
+def _pattern(key: str, op: str, value: object, nfc: bool) -> str:
     if not isinstance(value, str):
         raise InvalidFilterError(f"filters[{key!r}]: {op} takes a string, not {type(value).__name__}")
     if op in ("like", "ilike", "regex") and len(value) > MAX_PATTERN:
@@ -628,14 +628,14 @@ def _refuse_surrogates(key: str, text: str) -> None:
         raise InvalidFilterError(f"filters[{key!r}]: the text is not valid Unicode ({error.reason})") from error
 
 
-def _spelled(value: Any) -> dict[str, int]:
+def _spelled(value: Instant) -> dict[str, int]:
     return {"micros": value.micros}
 
 
 # The builder
 
 
-class Where(dict[str, Any]):
+class Where(JsonObject):
     """A filter that :class:`F` built: a mapping like any other filter, which ``&``, ``|`` and ``~`` combine."""
 
     def __and__(self, other: Filters) -> Where:
@@ -684,19 +684,19 @@ class F:
     def __ne__(self, value: object) -> Where:  # type: ignore[override]
         return self._is("ne", value)
 
-    def __gt__(self, value: Any) -> Where:
+    def __gt__(self, value: object) -> Where:
         return self._is("gt", value)
 
-    def __ge__(self, value: Any) -> Where:
+    def __ge__(self, value: object) -> Where:
         return self._is("gte", value)
 
-    def __lt__(self, value: Any) -> Where:
+    def __lt__(self, value: object) -> Where:
         return self._is("lt", value)
 
-    def __le__(self, value: Any) -> Where:
+    def __le__(self, value: object) -> Where:
         return self._is("lte", value)
 
-    def isin(self, values: Any) -> Where:
+    def isin(self, values: object) -> Where:
         """Equal one of several values.
 
         Args:
@@ -704,10 +704,13 @@ class F:
 
         Returns:
             The filter.
+
+        Raises:
+            InvalidFilterError: ``values`` are not several.
         """
         return self._is("in", listed("values", values, InvalidFilterError))
 
-    def all(self, values: Any) -> Where:
+    def all(self, values: object) -> Where:
         """Hold every one of several values.
 
         Args:
@@ -715,10 +718,13 @@ class F:
 
         Returns:
             The filter.
+
+        Raises:
+            InvalidFilterError: ``values`` are not several.
         """
         return self._is("all", listed("values", values, InvalidFilterError))
 
-    def contains(self, value: Any) -> Where:
+    def contains(self, value: object) -> Where:
         """Be a text that holds the value, or a list that has it as an element.
 
         Args:
@@ -785,7 +791,7 @@ class F:
         """
         return self._is("ieq", text)
 
-    def size(self, size: Any) -> Where:
+    def size(self, size: object) -> Where:
         """Be a list of so many elements.
 
         Args:
@@ -818,5 +824,5 @@ class F:
         """
         return self._is("is_null", wanted)
 
-    def _is(self, op: str, value: Any) -> Where:
+    def _is(self, op: str, value: object) -> Where:
         return Where({self._path: {op: value}})

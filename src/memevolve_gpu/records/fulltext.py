@@ -18,7 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import apsw
 import numpy as np
@@ -309,7 +309,7 @@ def _pending(
     stemming: str,
 ) -> list[_Doc]:
     """The rows of a namespace that are not folded yet; all of them count, those that the query admits are found."""
-    bound: list[Any] = [ns, now]
+    bound: list[apsw.Binding] = [ns, now]
     restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     sql = (
         "SELECT p.slot, u.id, CAST(p.text AS BLOB) FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot "

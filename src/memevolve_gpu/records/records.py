@@ -10,24 +10,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import apsw
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptStoreError, MemEvolveError, StorageError
-from ..types import Change, Head, IntArray, MemoryUnit, Metric, Op, Row
+from ..types import Change, Filters, Head, IntArray, Json, MemoryUnit, Metric, Op, Row
 from ..utils.arguments import path_text as checked_path
 from ..utils.drafts import PRIVATE, remove_abandoned_drafts
 from . import history, writer
 from .backup import backup, backup_path, restore
 from .check import Finding, TextOf, default_text, examine, repair
-from .connections import Durability, all_rows, checked_counters, first_row
+from .connections import Durability, SqlRow, all_rows, checked_counters, first_row
 from .damage import clear_damage, damage_of, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
 from .filter_sql import declare_fields, field_is_short, field_values, matching, where
-from .filters import Filter, Filters, parse
+from .filters import Filter, parse
 from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT, stemming_of
 from .keyword_query import parse_query
@@ -346,7 +346,7 @@ class Records:
 
     def scan(self, after_slot: int, upto_slot: int, limit: int, ns: int | None = None) -> list[Row]:
         """At most ``limit`` live rows with after_slot < slot <= upto_slot, slots ascending, as of one moment."""
-        bound: list[Any] = [after_slot, upto_slot, limit]
+        bound: list[apsw.Binding] = [after_slot, upto_slot, limit]
         if ns is not None:
             bound.append(self.clock())
         sql = _SCAN.format(space=_space(ns) + ("" if ns is None else f" AND {_ALIVE.format('?4')}"))
@@ -487,7 +487,7 @@ class Records:
         parsed = parse(filters)
         return self._snapshot(lambda con: matching(con, parsed, slots))
 
-    def field_values(self, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Any]]:
+    def field_values(self, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Json]]:
         """The slots of the live units, int64 (n,), ascending, and the value at the path in each, NaN where there is
         none; among ``slots`` when given.
         """
@@ -555,7 +555,7 @@ class Records:
         """Let health show that ``what`` is damaged, on which nothing depends."""
         self._damaged(what)
 
-    def _change(self, row: tuple[Any, ...]) -> Change:
+    def _change(self, row: SqlRow) -> Change:
         seq, op, slot, unit_id, vector, ns, expires_at = row
         if op not in _OPS or not isinstance(slot, int) or slot < 0:
             raise self._damaged(f"entry {seq} of the log is not a change")
@@ -565,7 +565,7 @@ class Records:
                 self._check_vector(vector, unit_id)
         return Change(seq, op, slot, unit_id, vector, ns, expires_at)
 
-    def _row(self, row: tuple[Any, ...]) -> Row:
+    def _row(self, row: SqlRow) -> Row:
         slot, unit_id, vector, ns, expires_at = row
         self._check_id(unit_id, slot)
         self._check_vector(vector, unit_id)
@@ -583,7 +583,7 @@ class Records:
         """The error to raise; it is recorded as damage."""
         return noted(CorruptStoreError(f"{self.path}: {what}; run check(fix=True)"), self.path)
 
-    def _rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+    def _rows(self, sql: str, parameters: apsw.Bindings = ()) -> list[SqlRow]:
         try:
             return self._read(lambda con: con.execute(sql, parameters).fetchall())
         except UnicodeEncodeError:
@@ -626,8 +626,8 @@ class Records:
                 self._pool.give(con)
         raise StorageError(f"{self.path} changes too often to be read without write permission; grant it on the folder")
 
-    def _pages(self, columns: str, size: int, filters: Filters | Filter | None, ns: int = 0) -> Iterator[Any]:
-        bound: list[Any] = [0, size, 0.0]
+    def _pages(self, columns: str, size: int, filters: Filters | Filter | None, ns: int = 0) -> Iterator[SqlRow]:
+        bound: list[apsw.Binding] = [0, size, 0.0]
         scope = f"u.slot > ?1 AND {_space(ns)} AND {_ALIVE.format('?3')} AND {where(parse(filters), bound)}"
         sql = f"SELECT {columns} FROM units AS u WHERE {scope} ORDER BY u.slot LIMIT ?2"
         full = True

@@ -11,18 +11,18 @@ import math
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import apsw
 
 from ..errors import DimensionMismatchError, InvalidUnitError, InvalidVectorError, StorageError
-from ..types import Head, MemoryUnit, Op
+from ..types import Head, Json, MemoryUnit, Op
 from ..utils.plain import json_text
 from . import history
-from .connections import all_rows, checked_counters, first_row
+from .connections import SqlRow, all_rows, checked_counters, first_row
 from .damage import noted, read_unit
 from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, index_rows, merge_pending, tokenizer_of
 from .lineage import NO_TOKEN, next_link
@@ -574,7 +574,7 @@ class Transaction:
             self._others += by
             self._changed[ns] = self._changed.get(ns, 0) + by
 
-    def _keep(self, sql: str, kind: int, *parameters: Any) -> None:
+    def _keep(self, sql: str, kind: int, *parameters: object) -> None:
         """Add a row to the history, for the log entry that comes next."""
         if self._operation is not None:
             self._run(sql, (self._seq + 1, kind, *parameters))
@@ -680,12 +680,12 @@ class Transaction:
             elif match:
                 self._next = max(self._next, int(match[1]) + 1)
 
-    def _raw(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+    def _raw(self, sql: str, parameters: apsw.Bindings) -> list[SqlRow]:
         if self._con is None:
             raise StorageError("the transaction has ended; open another with write()")
         return self._con.execute(sql, parameters).fetchall()
 
-    def _run(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+    def _run(self, sql: str, parameters: apsw.Bindings) -> list[SqlRow]:
         try:
             return self._raw(sql, parameters)
         except SQLITE_ERRORS as error:
@@ -693,10 +693,10 @@ class Transaction:
         except UnicodeEncodeError:
             return []  # an id that UTF-8 cannot hold is the id of nothing here
 
-    def _many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+    def _many(self, sql: str, rows: Iterable[apsw.Bindings]) -> None:
         self._guarded(lambda con: con.executemany(sql, rows))
 
-    def _guarded(self, act: Callable[..., T], *arguments: Any) -> T:
+    def _guarded(self, act: Callable[..., T], *arguments: object) -> T:
         if self._con is None:
             raise StorageError("the transaction has ended; open another with write()")
         try:
@@ -748,7 +748,7 @@ def _refuse_surrogates(text: str, what: str) -> None:
         raise InvalidUnitError(f"{what} is not valid Unicode ({error.reason}); remove lone surrogates") from error
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     level, depth = [value], 0
     while level:
         depth += 1
@@ -765,5 +765,5 @@ def _text(raw: object) -> str:
     return raw.decode(errors="replace") if isinstance(raw, bytes) else ""
 
 
-def _terms_of(unit: MemoryUnit) -> tuple[Any, Any]:
+def _terms_of(unit: MemoryUnit) -> tuple[Json, Json]:
     return unit.get("type"), unit.get("tags")

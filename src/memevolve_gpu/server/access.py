@@ -39,6 +39,7 @@ from ..errors import (
     StoreUnavailableError,
     first_line,
 )
+from ..types import JsonObject
 from ..utils.arguments import is_loopback
 from ..utils.config import namespace_path
 from .keys import SCOPES, Key, Keys
@@ -139,14 +140,14 @@ _AT_ONCE = 8
 _Call = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
 
-def _called(call: _Call) -> tuple[asyncio.Future[Any], Any, BaseException | None]:
+def _called(call: _Call) -> tuple[asyncio.Future[object], object, BaseException | None]:
     try:
         return call[1], call[0](), None
     except BaseException as error:  # noqa: BLE001 - given to the caller, whatever it is
         return call[1], None, error
 
 
-def _give(done: list[tuple[asyncio.Future[Any], Any, BaseException | None]]) -> None:
+def _give(done: list[tuple[asyncio.Future[object], object, BaseException | None]]) -> None:
     for future, result, error in done:
         if future.done():  # its caller has left
             continue
@@ -390,7 +391,7 @@ def problem(
     detail: str,
     error: str = "",
     headers: Mapping[str, str] | None = None,
-    **more: Any,
+    **more: object,
 ) -> JSONResponse:
     """An error as ``application/problem+json``."""
     title = _RENAMED.get(status) or HTTPStatus(status).phrase
@@ -434,7 +435,7 @@ def describe_errors(app: FastAPI) -> None:
     """Name in ``/openapi.json`` what :func:`answer_of` answers, in place of the framework's own errors."""
     generated = app.openapi
 
-    def described() -> dict[str, Any]:
+    def described() -> JsonObject:
         if app.openapi_schema is None:
             schema = generated()
             held = schema["components"]["schemas"]

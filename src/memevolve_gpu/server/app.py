@@ -145,7 +145,7 @@ def _add_health(app: FastAPI, service: Service, registry: CollectorRegistry) -> 
         return models.Alive()
 
     @app.get("/readyz", response_model=models.Alive)
-    async def readyz() -> Any:
+    async def readyz() -> models.Alive | Response:
         """Say whether the store answers: 503 while it does not."""
         try:
             await service.read(service.store.count)
@@ -208,7 +208,7 @@ class Backups:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def take(self, backup: Callable[[Any], None], name: str | None) -> models.BackupFile:
+    def take(self, backup: Callable[[Path], object], name: str | None) -> models.BackupFile:
         """Write a backup. Raises ConfigurationError where there is one of that name."""
         chosen = name or time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         path = self.folder / f"{chosen}.db"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar, cast
 from urllib.parse import quote
 
 import httpx
@@ -21,14 +21,6 @@ from ..components.store.history import Erasure, Operation, UnitChange, UnitVersi
 from ..components.store.listing import EVERY_UNIT, Listing, merged_unit, some_condition, window_of
 from ..components.store.namespaces import UNCHANGED, NamespaceInfo, Unchanged, moments, subtree_path
 from ..components.store.ranking import HalfLife, Ranking, Window
-from ..components.store.report_types import (
-    IndexInfo,
-    Inventory,
-    MaintenanceReport,
-    OperationEntry,
-    StorageHealth,
-    StoreStatistics,
-)
 from ..components.store.reports import plain_details
 from ..components.store.units import (
     OpenBackend,
@@ -53,10 +45,11 @@ from ..errors import (
     StoreUnavailableError,
 )
 from ..records.filters import parse
-from ..types import FloatArray, Hit, MemoryUnit
-from ..utils.arguments import change, listed, shown, switch, whole_number, word
+from ..types import Each, Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit, Moment, Ttl, Vectors
+from ..utils.arguments import change, listed, mapping, shown, switch, whole_number, word
 from ..utils.config import namespace_path
 from ..utils.plain import as_plain, plain_text
+from ..utils.report_types import IndexInfo, Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from ..utils.vectors import packed, unpacked
 
 _PAGE = 500
@@ -107,7 +100,9 @@ class RemoteStore(OpenBackend):
 
     # Writing
 
-    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
+    def store(
+        self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Ttl = None, expires_at: Moment = None
+    ) -> str:
         """Store a unit, as ``VectorStore.store``.
 
         Args:
@@ -132,11 +127,11 @@ class RemoteStore(OpenBackend):
     def store_batch(
         self,
         units: Sequence[MemoryUnit],
-        embeddings: Any = None,
+        embeddings: Vectors | None = None,
         progress: Progress | None = None,
         *,
-        ttl: Any = None,
-        expires_at: Any = None,
+        ttl: Each[Ttl] = None,
+        expires_at: Each[Moment] = None,
     ) -> list[str]:
         """Store several units in one transaction, as ``VectorStore.store_batch``.
 
@@ -164,7 +159,7 @@ class RemoteStore(OpenBackend):
         self,
         delete_ids: Iterable[str],
         units: Sequence[MemoryUnit],
-        embeddings: Any = None,
+        embeddings: Vectors | None = None,
         *,
         unchanged_since: int | None = None,
     ) -> list[str]:
@@ -180,11 +175,11 @@ class RemoteStore(OpenBackend):
         checked = checked_unit(_with_id(unit, checked_id(unit_id)))
         return self._found("PUT", unit_id, checked)
 
-    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+    def patch(self, unit_id: str, changes: Mapping[str, object]) -> bool:
         merged_unit({"id": checked_id(unit_id)}, changes)
         return self._found("PATCH", unit_id, changes)
 
-    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+    def update_where(self, filters: Filters, changes: Mapping[str, object]) -> int:
         some_condition(filters, EVERY_UNIT)
         merged_unit({"id": "a"}, changes)
         return int(self._post("units/update", {"filters": filters, "changes": changes})["count"])
@@ -196,7 +191,7 @@ class RemoteStore(OpenBackend):
         body = {"ids": _ids(ids, "ids"), "unchanged_since": change("unchanged_since", unchanged_since)}
         return int(self._post("units/delete", body)["count"])
 
-    def delete_where(self, filters: Mapping[str, Any]) -> int:
+    def delete_where(self, filters: Filters) -> int:
         some_condition(filters, "call clear() to delete all")
         return int(self._post("units/delete", {"filters": filters})["count"])
 
@@ -217,7 +212,7 @@ class RemoteStore(OpenBackend):
     def exists(self, unit_id: str) -> bool:
         return one_id(unit_id, "retrieve_batch") and bool(self._read([unit_id]))
 
-    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+    def count(self, filters: Filters | None = None) -> int:
         """Count the units.
 
         Args:
@@ -229,12 +224,12 @@ class RemoteStore(OpenBackend):
         parse(filters)
         return int(self._post("count", {"filters": filters})["count"])
 
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+    def get_metadata(self, unit_id: str) -> JsonObject | None:
         return self._read([unit_id]).get(unit_id, {}).get("metadata") if is_id(unit_id) else None
 
     def units(
         self,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         order_by: str | None = None,
         limit: int | None = None,
@@ -246,9 +241,7 @@ class RemoteStore(OpenBackend):
         self._check_open()
         return Listing(islice(self._pages(body, after, most), most), after)
 
-    def facets(
-        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
-    ) -> list[tuple[Any, int]]:
+    def facets(self, field: str, filters: Filters | None = None, limit: int | None = None) -> list[tuple[Json, int]]:
         parse(filters)
         found = self._post("facets", {"field": field, "filters": filters, "limit": limit})["facets"]
         return [(one["value"], one["count"]) for one in found]
@@ -264,7 +257,7 @@ class RemoteStore(OpenBackend):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -279,7 +272,7 @@ class RemoteStore(OpenBackend):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -301,7 +294,7 @@ class RemoteStore(OpenBackend):
         ]
 
     def search_vectors(
-        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+        self, queries: Vectors, top_k: int = 5, filters: Filters | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
         body = _search("", top_k, filters, recall, 0, None)
         rows = _rows(queries, "queries") or []
@@ -318,7 +311,7 @@ class RemoteStore(OpenBackend):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         offset: int = 0,
         min_score: float | None = None,
@@ -366,7 +359,7 @@ class RemoteStore(OpenBackend):
     def inventory(self) -> Inventory:
         return cast("Inventory", self._get("inventory"))
 
-    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+    def register_management_operation(self, operation_type: str, details: object) -> OperationEntry:
         told = json.dumps(plain_details(details), ensure_ascii=False).encode(errors="replace")
         body = {"operation": operation_type, "details": json.loads(told)}
         return cast("OperationEntry", self._post("operations", body))
@@ -468,7 +461,7 @@ class RemoteStore(OpenBackend):
         return Watch(lambda: self.change_number, lambda seq: list(self.changes(seq, limit=_PAGE)), seq, patience)
 
     def forget_subject(
-        self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
+        self, filters: Filters, *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
     ) -> Erasure:
         """Delete units for good, see ``VectorStore.forget_subject``; the key needs ``admin``, and no namespace.
 
@@ -507,9 +500,9 @@ class RemoteStore(OpenBackend):
         return int(self._call("DELETE", "namespaces", {"namespace": where})["count"])
 
     def set_limits(
-        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Any = UNCHANGED
+        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Ttl | Unchanged = UNCHANGED
     ) -> NamespaceInfo:
-        body: dict[str, Any] = {"namespace": list(self.namespace_path)}
+        body: JsonObject = {"namespace": list(self.namespace_path)}
         if max_units is not UNCHANGED:
             body["max_units"] = max_units
         if default_ttl is not UNCHANGED:
@@ -517,7 +510,7 @@ class RemoteStore(OpenBackend):
         found = self._call("PUT", "namespaces", body=body)
         return NamespaceInfo(**{**found, "path": tuple(found["path"])})
 
-    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+    def set_expiry(self, ids: Iterable[str], *, ttl: Ttl = None, expires_at: Moment = None) -> int:
         return int(self._post("units/expiry", {"ids": _ids(ids, "ids"), **_time(ttl, expires_at)})["count"])
 
     def expiry(self, unit_id: str) -> float | None:
@@ -534,11 +527,11 @@ class RemoteStore(OpenBackend):
 
     # State
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         return {"url": self.url, "namespace": list(self.namespace_path), "count": self.count()}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
-        source, path = state.get("url"), namespace_path(state.get("namespace"))
+    def restore_state(self, state: Mapping[str, object]) -> None:
+        source, path = mapping("state", state).get("url"), namespace_path(state.get("namespace"))
         if source is None or (source == self.url and path == self.namespace_path):
             return
         token = self._client.headers.get("Authorization", "").removeprefix("Bearer ") or None
@@ -561,14 +554,14 @@ class RemoteStore(OpenBackend):
         found: dict[str, MemoryUnit] = self._post("units/get", {"ids": _known(ids), "record": record})["units"]
         return found
 
-    def _found(self, method: str, unit_id: str, body: Any) -> bool:
+    def _found(self, method: str, unit_id: str, body: object) -> bool:
         try:
             self._call(method, f"units/{_quoted(unit_id)}", self._space(), body)
         except LookupError:
             return False
         return True
 
-    def _pages(self, body: dict[str, Any], after: str | None, most: int | None) -> Iterator[tuple[str, MemoryUnit]]:
+    def _pages(self, body: JsonObject, after: str | None, most: int | None) -> Iterator[tuple[str, MemoryUnit]]:
         left = 2**62 if most is None else most
         while left:
             page = self._post("units/list", {**body, "after": after, "limit": min(_PAGE, left)})
@@ -577,18 +570,18 @@ class RemoteStore(OpenBackend):
             if after is None:
                 return
 
-    def _space(self) -> dict[str, Any]:
+    def _space(self) -> JsonObject:
         return {"namespace": "/".join(self.namespace_path)} if self.namespace_path else {}
 
-    def _get(self, path: str, query: Mapping[str, Any] | None = None, *, scoped: bool = True) -> Any:
+    def _get(self, path: str, query: Mapping[str, Json] | None = None, *, scoped: bool = True) -> Json:
         given = {key: value for key, value in (query or {}).items() if value is not None}
         return self._call("GET", path, {**given, **(self._space() if scoped else {})})
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _post(self, path: str, body: Mapping[str, object]) -> Json:
         space = {"namespace": list(self.namespace_path)} if self.namespace_path else {}
         return self._call("POST", path, body={**body, **space})
 
-    def _call(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+    def _call(self, method: str, path: str, query: Mapping[str, Json] | None = None, body: object = None) -> Json:
         self._check_open()
         content = None if body is None else _json(body)
         until = time.monotonic() + _PATIENCE
@@ -613,7 +606,7 @@ class RemoteStore(OpenBackend):
             raise StoreClosedError(f"the store {self.url!r} is closed; make a new RemoteStore")
 
 
-def _json(body: Any) -> bytes:
+def _json(body: object) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False, allow_nan=False, default=as_plain).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -643,7 +636,9 @@ def _error_of(answer: httpx.Response) -> Exception:
     return ConfigurationError(detail) if answer.status_code in (401, 403, 413) else StorageError(detail)
 
 
-def _search(query: Any, top_k: Any, filters: Any, recall: Any, offset: Any, min_score: Any) -> dict[str, Any]:
+def _search(
+    query: object, top_k: object, filters: Filters | None, recall: object, offset: object, min_score: object
+) -> JsonObject:
     wanted = check_arguments(top_k, recall, query)
     parse(filters)
     Window.of(wanted, offset, min_score)
@@ -651,7 +646,7 @@ def _search(query: Any, top_k: Any, filters: Any, recall: Any, offset: Any, min_
     return {**body, "offset": offset, "min_score": min_score}
 
 
-def _ranking(recency: Any, importance: Any, weights: Any) -> dict[str, Any]:
+def _ranking(recency: HalfLife | None, importance: str | None, weights: Mapping[str, float] | None) -> JsonObject:
     if Ranking.of(recency, importance, weights) is None:
         return {}
     fading = None
@@ -661,7 +656,7 @@ def _ranking(recency: Any, importance: Any, weights: Any) -> dict[str, Any]:
     return {"recency": fading, "importance": importance, "weights": weights}
 
 
-def _times(ttl: Any, expires_at: Any, count: int) -> dict[str, Any]:
+def _times(ttl: Each[Ttl], expires_at: Each[Moment], count: int) -> JsonObject:
     """Times of ``count`` units as numbers or lists of them: seconds from now, or Unix times."""
     if ttl is None and expires_at is None:
         return {}
@@ -671,17 +666,17 @@ def _times(ttl: Any, expires_at: Any, count: int) -> dict[str, Any]:
     return {"expires_at" if ttl is None else "ttl": found[0] if one else found}
 
 
-def _time(ttl: Any, expires_at: Any) -> dict[str, float]:
+def _time(ttl: Ttl, expires_at: Moment) -> dict[str, float]:
     """A time as a number: seconds from now, or a Unix time."""
     moment = moments(ttl, expires_at, 0.0, 1)[0] if ttl is not None or expires_at is not None else None
     return {} if moment is None else {"expires_at" if ttl is None else "ttl": moment}
 
 
-def _checked(units: Any) -> list[MemoryUnit]:
+def _checked(units: object) -> list[MemoryUnit]:
     return [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(listed("units", units, InvalidUnitError))]
 
 
-def _rows(vectors: Any, name: str) -> list[str] | None:
+def _rows(vectors: object, name: str) -> list[str] | None:
     if vectors is None:
         return None
     try:
@@ -697,11 +692,11 @@ def _vectors(found: Mapping[str, str]) -> dict[str, FloatArray]:
     return {name: unpacked(text) for name, text in found.items()}
 
 
-def _ids(ids: Any, name: str) -> list[str]:
+def _ids(ids: object, name: str) -> list[str]:
     return [checked_id(unit_id, f"{name}[{i}]") for i, unit_id in enumerate(listed(name, ids))]
 
 
-def _known(ids: Any) -> list[str]:
+def _known(ids: Sequence[str]) -> list[str]:
     """The ids that a unit can have."""
     return [unit_id for unit_id in looked_up(ids) if 0 < len(unit_id) <= 1024 and _spoken(unit_id)]
 
@@ -720,6 +715,6 @@ def _quoted(unit_id: str) -> str:
     return quote(plain_text(unit_id), safe="").replace(".", "%2E")
 
 
-def _one_namespace(prefix: Any) -> None:
+def _one_namespace(prefix: object) -> None:
     if prefix is not None:
         raise ConfigurationError("prefix: a RemoteStore asks one namespace at a time; take each with namespace()")

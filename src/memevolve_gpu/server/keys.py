@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import ConfigurationError
 from ..records.file_lock import one_process
@@ -134,7 +133,7 @@ class Keys:
         key = self._by_digest.get(digest)
         return key if key is not None and hmac.compare_digest(key.digest, digest) else None
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Key]:
         """Iterate over the keys, in the order of their names."""
         with self._lock:
             return iter(sorted(self._read(), key=lambda key: key.name))

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from ..components.store.base import StorageBackend
 from ..errors import ConfigurationError, MemEvolveError
+from ..types import Json, JsonObject
 
 CALLS: dict[str, str] = {
     **dict.fromkeys(("search", "search_keywords", "search_units", "search_vectors"), "search_memory"),
@@ -107,7 +108,7 @@ def trace_calls(store: StorageBackend, tracer: trace.Tracer | None = None) -> No
 
     def around(method: str, call: Callable[..., Any]) -> Callable[..., Any]:
         name, system = f"{CALLS[method]} memevolve", "memevolve"
-        fixed: dict[str, Any] = {"gen_ai.operation.name": CALLS[method], "gen_ai.provider.name": system}
+        fixed: JsonObject = {"gen_ai.operation.name": CALLS[method], "gen_ai.provider.name": system}
         fixed |= {"db.system.name": system, "db.operation.name": method}
 
         @functools.wraps(call)
@@ -152,9 +153,9 @@ class _StoreCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """The figures as they are now."""
         try:
-            health: Mapping[str, Any] = self._store.get_storage_health()
+            health: Mapping[str, Json] = self._store.get_storage_health()
             read = getattr(self._store, "statistics", None)
-            stats: Mapping[str, Any] = read() if read is not None else {}
+            stats: Mapping[str, Json] = read() if read is not None else {}
         except MemEvolveError:
             yield GaugeMetricFamily("memevolve_up", "Whether the store answers.", 0)
             return
@@ -166,7 +167,7 @@ class _StoreCollector(Collector):
         yield from _labelled(health, stats)
 
 
-def _plain(health: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _plain(health: Mapping[str, Json], stats: Mapping[str, Json]) -> Iterator[tuple[str, str, Json]]:
     log, device, index = stats.get("log", {}), stats.get("device", {}), stats.get("index", {})
     yield "units", "Units in the store.", health["current_count"]
     yield "units_limit", "Most units.", health.get("max_units")
@@ -193,7 +194,7 @@ def _plain(health: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[tupl
     )
 
 
-def _counters(stats: Mapping[str, Any]) -> Iterator[Metric]:
+def _counters(stats: Mapping[str, Json]) -> Iterator[Metric]:
     held = stats.get("maintenance", {})
     if held:
         yield CounterMetricFamily("memevolve_maintenance_rounds", "Rounds of maintenance.", held["rounds"])
@@ -208,7 +209,7 @@ def _counters(stats: Mapping[str, Any]) -> Iterator[Metric]:
     yield incidents
 
 
-def _labelled(health: Mapping[str, Any], stats: Mapping[str, Any]) -> Iterator[Metric]:
+def _labelled(health: Mapping[str, Json], stats: Mapping[str, Json]) -> Iterator[Metric]:
     files = GaugeMetricFamily("memevolve_file_bytes", "Size of the files.", labels=["file"])
     for name, size in sorted(stats.get("files", {}).items()):
         files.add_metric([name], size)

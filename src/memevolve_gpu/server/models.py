@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from ..components.store.history import Operation, UnitVersion
 from ..components.store.namespaces import NamespaceInfo
 from ..errors import InvalidVectorError
-from ..types import FloatArray
+from ..types import FloatArray, Json, JsonObject
 from ..utils.vectors import read_vector
 
 MOST_UNITS = 10_000
@@ -19,9 +19,9 @@ MOST_QUERIES = 1_000
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 Ids = list[Id]
-Unit = Annotated[dict[str, Any], Field(description="A JSON object with content, type, tags, metadata, and an id.")]
+Unit = Annotated[JsonObject, Field(description="A JSON object with content, type, tags, metadata, and an id.")]
 Filters = Annotated[
-    dict[str, Any] | None,
+    JsonObject | None,
     Field(description='Such as {"type": "skill"} or {"metadata.score": {"gte": 0.5}}.'),
 ]
 Namespace = Annotated[
@@ -104,7 +104,7 @@ class ListUnits(Scoped):
 class UpdateWhere(Scoped):
     """Which units to change, and how: a JSON merge patch."""
 
-    filters: dict[str, Any]
+    filters: JsonObject
     changes: Unit
 
 
@@ -119,7 +119,7 @@ class DeleteUnits(Scoped):
 class Erase(Scoped):
     """Which units to delete for good."""
 
-    filters: dict[str, Any]
+    filters: JsonObject
     timeout: Annotated[float, Field(ge=0, le=600, description="Seconds to wait for readers in other processes.")] = 30.0
 
 
@@ -185,7 +185,7 @@ class Manage(Scoped):
 class Prune(Manage):
     """Which units to delete: ``type``, ``filters``, ``max_age`` in days, ``max_count``."""
 
-    criteria: dict[str, Any]
+    criteria: JsonObject
 
 
 class Deduplicate(Manage):
@@ -218,7 +218,7 @@ class Report(Scoped):
     """A management operation that a client did itself."""
 
     operation: str
-    details: dict[str, Any] = {}
+    details: JsonObject = {}
 
 
 class Similarities(Scoped):
@@ -354,7 +354,7 @@ class Deleted(BaseModel):
 class FacetCount(BaseModel):
     """A value of a field, and its units."""
 
-    value: Any
+    value: Json
     count: int
 
 
@@ -375,7 +375,7 @@ class Hit(BaseModel):
     namespace: list[str] = []
     """Below that of the search."""
     unit: Unit | None = None
-    why: dict[str, Any] | None = None
+    why: JsonObject | None = None
     """What the mode knows of the result, such as the ranks of both searches."""
 
 
@@ -435,7 +435,7 @@ class Managed(BaseModel):
     """Of deleted units."""
     units: list[Unit] = []
     """Merged units."""
-    notes: dict[str, Any] = {}
+    notes: JsonObject = {}
 
 
 class BackupFile(BaseModel):
@@ -455,7 +455,7 @@ class Backups(BaseModel):
 class Events(BaseModel):
     """The newest events of the store, newest last."""
 
-    events: list[dict[str, Any]]
+    events: list[JsonObject]
 
 
 def as_matrix(values: list[list[float] | str], name: str = "vectors") -> FloatArray:

@@ -20,6 +20,7 @@ from ..components.manage import SimpleManagementStrategy
 from ..components.store.history import Erasure, Operation
 from ..components.store.namespaces import NamespaceInfo
 from ..errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
+from ..types import Json, JsonObject, MemoryUnit
 from ..utils.plain import json_text
 from ..utils.vectors import packed
 from . import models
@@ -56,9 +57,9 @@ async def store_units(body: models.StoreUnits, caller: Writer) -> models.Stored:
     return models.Stored(ids=await caller.write(lambda: store.store_batch(body.units, *given, **times)))
 
 
-def _times(body: models.StoreUnits) -> dict[str, Any]:
+def _times(body: models.StoreUnits) -> JsonObject:
     """The times as the store takes them, in which infinity is never."""
-    moments: Any = body.expires_at
+    moments: Json = body.expires_at
     if isinstance(moments, list):
         moments = [math.inf if one is None else one for one in moments]
     return {name: value for name, value in (("ttl", body.ttl), ("expires_at", moments)) if value is not None}
@@ -394,23 +395,23 @@ async def changes(
 
 
 @router.get("/health")
-async def health(caller: Reader, namespace: Space = "") -> dict[str, Any]:
+async def health(caller: Reader, namespace: Space = "") -> JsonObject:
     """Report fill level, memory, index quality, and recommendations."""
-    report: dict[str, Any] = await caller.read(caller.store(namespace).get_storage_health)
+    report: JsonObject = await caller.read(caller.store(namespace).get_storage_health)
     return report
 
 
 @router.get("/inventory")
-async def inventory(caller: Reader, namespace: Space = "") -> dict[str, Any]:
+async def inventory(caller: Reader, namespace: Space = "") -> JsonObject:
     """Count units, bytes and types, and date the oldest and newest unit."""
-    report: dict[str, Any] = await caller.read(caller.store(namespace).inventory)
+    report: JsonObject = await caller.read(caller.store(namespace).inventory)
     return report
 
 
 @router.get("/stats")
-async def stats(caller: Reader, namespace: Space = "") -> dict[str, Any]:
+async def stats(caller: Reader, namespace: Space = "") -> JsonObject:
     """Report counts, the index and the plan, file sizes and change numbers."""
-    report: dict[str, Any] = await caller.read(ability(caller.store(namespace), "statistics"))
+    report: JsonObject = await caller.read(ability(caller.store(namespace), "statistics"))
     return report
 
 
@@ -422,13 +423,13 @@ async def events(caller: Admin) -> models.Events:
 
 
 @router.post("/maintain")
-async def maintain(caller: Admin, body: models.Maintain = _DUE) -> dict[str, Any]:
+async def maintain(caller: Admin, body: models.Maintain = _DUE) -> JsonObject:
     """Do the maintenance that is due, or train again."""
     store = caller.whole("maintenance")
     again = (
         functools.partial(ability(store, "retrain"), samples=body.samples) if body.retrain else store.run_maintenance
     )
-    report: dict[str, Any] = await caller.write(again)
+    report: JsonObject = await caller.write(again)
     return report
 
 
@@ -483,7 +484,7 @@ async def import_units(request: Request, caller: Writer, namespace: Space = "") 
     return await caller.write(stored)
 
 
-def _parsed_lines(text: bytes) -> tuple[list[Any], list[Any]]:
+def _parsed_lines(text: bytes) -> tuple[list[MemoryUnit], list[Json]]:
     units, vectors = list[Any](), list[Any]()
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -528,7 +529,7 @@ def _there(found: Any, unit_id: str) -> Any:
     return found
 
 
-def _filters(text: str | None) -> dict[str, Any] | None:
+def _filters(text: str | None) -> JsonObject | None:
     if text is None or not text.strip():
         return None
     try:

@@ -14,12 +14,13 @@ from starlette.types import Receive
 from ..components.retrieve import HybridRetrievalStrategy
 from ..components.store.ranking import HalfLife, score_of
 from ..errors import ConfigurationError, InvalidQueryError
-from ..types import FloatArray
+from ..types import FloatArray, JsonObject
+from ..types import Hit as StoreHit
 from ..utils.vectors import read_vector
 from . import models
 from .access import Caller
 
-Hit = dict[str, Any]
+Hit = JsonObject
 
 
 async def search_answer(body: models.Search, caller: Caller) -> bytes:
@@ -72,8 +73,8 @@ def _searched(store: Any, body: models.Search) -> list[Hit]:
     return [{"id": name, "score": score_of(distance, metric), "distance": distance} for distance, name in pairs]
 
 
-def _window_and_ranking(body: models.Search) -> dict[str, Any]:
-    window: dict[str, Any] = {"offset": body.offset, "min_score": body.min_score}
+def _window_and_ranking(body: models.Search) -> JsonObject:
+    window: JsonObject = {"offset": body.offset, "min_score": body.min_score}
     if body.recency is not None:
         window["recency"] = HalfLife(body.recency.half_life, body.recency.path, body.recency.now)
     ranking = {"importance": body.importance, "weights": body.weights}
@@ -93,13 +94,13 @@ def _window(hits: Iterable[Hit], body: models.Search) -> list[Hit]:
     return [hit for hit in list(hits)[body.offset :] if least is None or hit["score"] >= least]
 
 
-def _hit(hit: Any, units: bool, depth: int) -> Hit:
+def _hit(hit: StoreHit, units: bool, depth: int) -> Hit:
     found = {"id": hit.id, "score": hit.score, "distance": hit.distance, "unit": hit.unit if units else None}
     return {**found, "namespace": hit.namespace[depth:]} if len(hit.namespace) > depth else found
 
 
 def _by_vector(
-    store: Any, vectors: FloatArray, top_k: int, filters: Any, recall: float | None, units: bool
+    store: Any, vectors: FloatArray, top_k: int, filters: JsonObject | None, recall: float | None, units: bool
 ) -> list[list[Hit]]:
     distances, ids = store.search_vectors(vectors, top_k, filters, recall)
     wanted = [unit_id for row in ids for unit_id in row if unit_id is not None] if units else []

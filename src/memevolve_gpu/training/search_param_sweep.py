@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from ..index.base import Index
 from ..index.costs import HNSW_ROWS_PER_BEAM, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
-from ..types import SearchParams
+from ..types import DoubleArray, SearchParams
 from .recall import RecallEvaluator
 
 EVERY = 4
@@ -34,8 +31,6 @@ _UNSEEN = 0.01
 _TOGETHER = (10, 50)
 """k up to these share their steps, and so their measurements; above them each k has its own."""
 
-Floats = npt.NDArray[np.float64]
-
 
 class SearchParamSweep:
     """The search parameters to try for each k, cheapest first, from measurements on part of the queries.
@@ -47,7 +42,7 @@ class SearchParamSweep:
 
     def __init__(self, evaluator: RecallEvaluator) -> None:
         self._evaluator = evaluator
-        self._swept: dict[SearchParams, Floats] = {}
+        self._swept: dict[SearchParams, DoubleArray] = {}
         self._fronts: dict[int, list[SearchParams]] = {}
 
     def steps(self, k: int) -> list[SearchParams]:
@@ -98,7 +93,7 @@ class SearchParamSweep:
             return [SearchParams(rerank=rerank) for rerank in _FINE_RERANKS if rerank >= 2 * k]
         return [SearchParams(ef=beam) for beam in _BEAMS if beam >= 2 * k] if index.kind == "hnsw" else []
 
-    def _promised(self, params: SearchParams) -> Floats:
+    def _promised(self, params: SearchParams) -> DoubleArray:
         """Recall of every fourth query at each k, float64 (nq / 4, number of k)."""
         if not params.nprobe:
             return self._sweep(params)
@@ -112,7 +107,7 @@ class SearchParamSweep:
         lists = 1.0 - params.nprobe / self._evaluator.index.nlist if params.nprobe else 0.0
         return _UNSEEN * (lists + k / (params.ef or params.rerank))
 
-    def _sweep(self, params: SearchParams) -> Floats:
+    def _sweep(self, params: SearchParams) -> DoubleArray:
         if params not in self._swept:
             self._swept[params] = self._evaluator.recalls(params, reach(params, self._evaluator.ks[-1]), EVERY)
         return self._swept[params]

@@ -7,13 +7,15 @@ import ipaddress
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import ConfigurationError, EmbeddingError, InvalidQueryError, MemEvolveError
+from ..types import Json
 
+T = TypeVar("T")
 _SHOWN = 60
 
 
@@ -27,7 +29,7 @@ def shown(value: object) -> str:
 
 
 def whole_number(
-    name: str, value: Any, *, least: int = 1, error: type[MemEvolveError] = InvalidQueryError, remedy: str = ""
+    name: str, value: object, *, least: int = 1, error: type[MemEvolveError] = InvalidQueryError, remedy: str = ""
 ) -> int:
     """The value as an int, once it is known to be a whole number (int or NumPy's, no bool) of at least ``least``.
 
@@ -39,7 +41,7 @@ def whole_number(
     return int(value)
 
 
-def real_number(name: str, value: Any, allowed: str, low: float, high: float, error: type[MemEvolveError]) -> float:
+def real_number(name: str, value: object, allowed: str, low: float, high: float, error: type[MemEvolveError]) -> float:
     """The value as a float, once it is known to be a finite number (no bool) from ``low`` to ``high``.
 
     Args:
@@ -63,14 +65,14 @@ def real_number(name: str, value: Any, allowed: str, low: float, high: float, er
     raise error(f"{name} must be {allowed}, got {shown(value)}")
 
 
-def switch(name: str, value: Any) -> bool:
+def switch(name: str, value: object) -> bool:
     """The value as a bool, once it is known to be one, or 0 or 1; else InvalidQueryError, naming ``name``."""
     if isinstance(value, (bool, np.bool_)) or (isinstance(value, int) and value in (0, 1)):
         return bool(value)
     raise InvalidQueryError(f"{name} must be True or False, got {shown(value)}")
 
 
-def listed(name: str, values: Any, error: type[MemEvolveError] = InvalidQueryError) -> list[Any]:
+def listed(name: str, values: object, error: type[MemEvolveError] = InvalidQueryError) -> list[Any]:
     """The values as a list, once they are known to be several: a text or bytes are not. ``error`` names ``name``."""
     if isinstance(values, Iterable) and not isinstance(values, (str, bytes, type)):
         try:
@@ -80,14 +82,14 @@ def listed(name: str, values: Any, error: type[MemEvolveError] = InvalidQueryErr
     raise error(f"{name} must be a list, got {shown(values)}")
 
 
-def callback(name: str, value: Any) -> Callable[..., Any] | None:
+def callback(name: str, value: T) -> T:
     """The value, once it is known to be None or callable; else InvalidQueryError, naming ``name``."""
     if value is None or callable(value):
-        return value  # type: ignore[no-any-return]
+        return value
     raise InvalidQueryError(f"{name} must be a function or None, got {shown(value)}")
 
 
-def change(name: str, value: Any) -> int | None:
+def change(name: str, value: object) -> int | None:
     """A change number, or None; else InvalidQueryError, naming ``name``. One beyond all changes is the largest."""
     return None if value is None else min(whole_number(name, value, least=0), 2**62)
 
@@ -109,20 +111,20 @@ def path_text(name: str, value: Any) -> str:
     raise ConfigurationError(f"{name} must be a path that is not empty nor too long, got {shown(value)}")
 
 
-def word(name: str, value: Any, allowed: Iterable[str], error: type[MemEvolveError] = InvalidQueryError) -> None:
+def word(name: str, value: object, allowed: Iterable[str], error: type[MemEvolveError] = InvalidQueryError) -> None:
     """Raise ``error``, naming ``name``, unless the value is one of these words."""
     if not isinstance(value, str) or value not in allowed:
         raise error(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}")
 
 
-def optional_text(name: str, value: Any) -> str | None:
+def optional_text(name: str, value: object) -> str | None:
     """The value, once it is known to be None or a text; else ConfigurationError, naming ``name``."""
     if value is None or isinstance(value, str):
         return value
     raise ConfigurationError(f"{name} must be a text or None, got {shown(value)}")
 
 
-def texts_of(values: Any) -> list[str]:
+def texts_of(values: object) -> list[str]:
     """The texts to embed as a list; EmbeddingError where they are not several strings."""
     given = listed("texts", values, EmbeddingError)
     for one in given:
@@ -139,14 +141,14 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
-def mapping(name: str, value: Any, error: type[MemEvolveError] = InvalidQueryError) -> Mapping[str, Any]:
+def mapping(name: str, value: object, error: type[MemEvolveError] = InvalidQueryError) -> Mapping[str, Json]:
     """The value, once it is known to be a mapping; else ``error``, naming ``name``."""
     if isinstance(value, Mapping):
         return value
     raise error(f"{name} must be a mapping, got {shown(value)}")
 
 
-def having(name: str, value: Any, method: str, what: str) -> Any:
+def having(name: str, value: T, method: str, what: str) -> T:
     """The value, once it is known to have a method; else ConfigurationError: ``name`` must be ``what``."""
     if callable(getattr(value, method, None)) and not isinstance(value, type):
         return value

@@ -29,7 +29,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from pydantic_settings import PydanticBaseSettingsSource as _Source
 
 from ..errors import ConfigurationError
-from ..types import Metric
+from ..types import JsonObject, Metric
 from .arguments import shown, word
 
 __all__ = [
@@ -97,7 +97,7 @@ MAX_PARTS, MAX_PART_CHARS = 16, 256
 _NOT_IN_PARTS = re.compile(r"[/\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def namespace_path(value: Any, name: str = "namespace") -> tuple[str, ...]:
+def namespace_path(value: object, name: str = "namespace") -> tuple[str, ...]:
     """The path of a namespace: a sequence of parts, or a text whose parts are separated by slashes; empty for the
     default namespace.
 
@@ -239,7 +239,7 @@ class _Settings(BaseSettings):
     watched: ClassVar[bool] = False
     """Whether an unknown name with our prefix is worth a warning."""
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         """Make a configuration from keywords, the environment and ``.env``.
 
         Args:
@@ -331,7 +331,7 @@ class _Settings(BaseSettings):
         plain = (str, bool, numbers.Real, SecretStr)
         return cls(**cls._values_of(lambda name: cls._attribute(source, name), plain))
 
-    def replace(self: _Config, **changes: Any) -> _Config:
+    def replace(self: _Config, **changes: object) -> _Config:
         """Return a copy with ``changes``, validated, without a second look at the environment.
 
         ``model_fields_set`` of the copy names what was chosen, then or now, and not what is a default.
@@ -355,17 +355,17 @@ class _Settings(BaseSettings):
         return None if name in cls.borrowed and value == getattr(type(source), name, None) else value
 
     @classmethod
-    def _values_of(cls, get: Callable[[str], object], kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    def _values_of(cls, get: Callable[[str], object], kinds: type | tuple[type, ...]) -> JsonObject:
         """Our settings in a caller's object, if they are of these types; a first name beats a second one."""
         names = {name: name for name in cls.model_fields} | dict(cls.aliases)
-        found: dict[str, Any] = {}
+        found: JsonObject = {}
         for name, target in names.items():
             if (value := get(name)) is not None and isinstance(value, kinds):
                 found.setdefault(target, value)
         return found
 
     @classmethod
-    def _from_variables(cls, files: dict[str, Any]) -> dict[str, _Found]:
+    def _from_variables(cls, files: JsonObject) -> dict[str, _Found]:
         """Gather what ``.env`` and then the environment say; the environment wins."""
         file = files.get("env_file", _usable(cls.model_config["env_file"]))
         try:
@@ -383,7 +383,7 @@ class _Settings(BaseSettings):
         return found
 
     @classmethod
-    def _from_keywords(cls, values: Mapping[str, Any]) -> dict[str, _Found]:
+    def _from_keywords(cls, values: Mapping[str, object]) -> dict[str, _Found]:
         found: dict[str, _Found] = {}
         for name, value in values.items():
             target = cls.aliases.get(name, name)
@@ -448,7 +448,7 @@ class StorageConfig(_Settings):
     """
 
     # Written out in each class: the one that type checkers make up knows neither second names nor files.
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         """Make a configuration; see the base class for ``values`` and errors."""
         super().__init__(**values)
 
@@ -588,7 +588,7 @@ class EmbeddingConfig(_Settings):
         64
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         """Make a configuration; see the base class for ``values`` and errors."""
         super().__init__(**values)
 
@@ -667,7 +667,7 @@ class MilvusConfig(_Settings):
         'milvus+https://db.example.org:19530/notes'
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         """Make a configuration; see ``StorageConfig`` for ``values`` and errors."""
         super().__init__(**values)
 

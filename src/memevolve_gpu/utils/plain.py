@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import date, datetime, timezone
-from typing import Any
 
 import numpy as np
+
+from ..types import Json
 
 
 def plain_text(text: str) -> str:
@@ -15,7 +16,7 @@ def plain_text(text: str) -> str:
     return text if type(text) is str else str.__str__(text)
 
 
-def plain_scalar(value: Any) -> Any:
+def plain_scalar(value: object) -> Json:
     """A scalar as JSON keeps it: members of enumerations that are strings or numbers, and NumPy's scalars, as the
     string or number that they are; moments in time as ISO 8601 with their offset (a naive one is local time, one of
     NumPy is UTC). Anything else as it is.
@@ -28,7 +29,7 @@ def plain_scalar(value: Any) -> Any:
     return value
 
 
-def _of_numpy(value: np.generic) -> Any:
+def _of_numpy(value: np.generic) -> Json:
     if isinstance(value, np.datetime64) and not np.isnat(value):
         moment = value.astype("datetime64[us]").item()
         return moment.replace(tzinfo=timezone.utc).isoformat() if isinstance(moment, datetime) else value
@@ -40,7 +41,7 @@ def _moment(value: datetime) -> str:
 
 
 _EXACT = frozenset({str, int, float, bool, type(None), dict, list})
-_KINDS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
+_KINDS: tuple[tuple[type, Callable[[Json], object]], ...] = (
     (str, plain_text),
     (int, int.__int__),
     (float, float.__float__),
@@ -50,7 +51,7 @@ _KINDS: tuple[tuple[type, Callable[[Any], Any]], ...] = (
 )
 
 
-def as_plain(value: Any) -> Any:
+def as_plain(value: object) -> Json:
     """``value`` for ``json.dumps(default=...)``: what JSON has no word for, made plain.
 
     Raises:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 _OFFSET = re.compile(r"[+-]\d\d:?\d\d$")
 _SHORT_OFFSET = re.compile(r"(?<=\d[+-]\d\d)(?=\d\d$)")
@@ -16,7 +15,7 @@ _EPOCH, _MICRO = datetime(1970, 1, 1, tzinfo=timezone.utc), timedelta(microsecon
 _DATED = re.compile(r"\d{4}-\d\d-\d\d(?:\Z|[T ]\d\d:)", re.ASCII)
 
 
-def moment_of(value: Any) -> datetime | None:
+def moment_of(value: object) -> datetime | None:
     """The moment of an ISO 8601 text; None for anything else. Without an offset it is taken as UTC."""
     if not isinstance(value, str):
         return None
@@ -32,7 +31,7 @@ def moment_of(value: Any) -> datetime | None:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
 
 
-def parse_stamp(value: Any) -> float | None:
+def parse_stamp(value: object) -> float | None:
     """Unix time of an ISO 8601 text; None for anything else. Without an offset it is taken as UTC."""
     try:
         moment = moment_of(value)
@@ -54,7 +53,7 @@ def micros_of(text: str) -> int | None:
     return ((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)) - _EPOCH) // _MICRO
 
 
-def age_stamp(unit: Mapping[str, Any]) -> float | None:
+def age_stamp(unit: Mapping[str, object]) -> float | None:
     """Unix time of ``metadata.created_at``; None when it is missing or unreadable."""
     metadata = unit.get("metadata")
     return parse_stamp(metadata.get("created_at")) if isinstance(metadata, Mapping) else None

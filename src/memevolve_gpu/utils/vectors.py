@@ -11,13 +11,14 @@ import base64
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DeviceError, DimensionMismatchError, InvalidVectorError, MemEvolveError
-from ..types import FloatArray, Metric
+from ..types import AnyArray, Device, FloatArray, IntArray, Metric, Tensor
 
 _CUDA = (2, 13)
 """Kinds of devices in DLPack's header (dlpack.h): kDLCUDA and kDLCUDAManaged."""
@@ -36,7 +37,7 @@ class DeviceQueries:
     array, and comes to the host when it is first read as one.
     """
 
-    def __init__(self, tensor: Any) -> None:
+    def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         self._host: FloatArray | None = None
 
@@ -48,7 +49,7 @@ class DeviceQueries:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, which: Any) -> Any:
+    def __getitem__(self, which: int | slice | IntArray) -> FloatArray:
         return self.host()[which]
 
     def host(self) -> FloatArray:
@@ -84,7 +85,7 @@ def lies_on_device(array: Any) -> bool:
         return False
 
 
-def device_queries(array: Any, dim: int, metric: Metric) -> DeviceQueries | None:
+def device_queries(array: object, dim: int, metric: Metric) -> DeviceQueries | None:
     """``array`` (nq, dim) of real numbers as queries that stay on their device.
 
     Args:
@@ -105,7 +106,7 @@ def device_queries(array: Any, dim: int, metric: Metric) -> DeviceQueries | None
         return None
 
 
-def fetched(array: Any, *, torch: Any = None) -> Any:
+def fetched(array: Any, *, torch: ModuleType | None = None) -> Any:
     """``array``, which lies on a device, as a numpy array; as it is where no loaded library can read it.
 
     torch: the module; None takes it where it is loaded already. A caller that made such an array has it, or cupy, or an
@@ -125,7 +126,7 @@ def fetched(array: Any, *, torch: Any = None) -> Any:
     return array
 
 
-def as_tensor(array: Any, torch: Any, device: Any = "cuda") -> Any:
+def as_tensor(array: Any, torch: ModuleType, device: Device = "cuda") -> Tensor:
     """``array`` as a torch tensor of its memory.
 
     Taken are torch tensors, what has ``__dlpack__``, whose maker is asked to wait until it is filled, and what has
@@ -139,7 +140,7 @@ def as_tensor(array: Any, torch: Any, device: Any = "cuda") -> Any:
     return torch.as_tensor(array, device=device)
 
 
-def wait_for_maker(array: Any, torch: Any) -> None:
+def wait_for_maker(array: Any, torch: ModuleType) -> None:
     """Wait for the stream on which ``array`` is being filled, as its ``__cuda_array_interface__`` (version 3) names it.
 
     torch does not. 1 is the default stream, behind which torch's own work queues up by itself; 2 is that of the
@@ -150,7 +151,7 @@ def wait_for_maker(array: Any, torch: Any) -> None:
         torch.cuda.ExternalStream(stream).synchronize()
 
 
-def _checked(tensor: Any, dim: int, metric: Metric, torch: Any) -> DeviceQueries | None:
+def _checked(tensor: Tensor, dim: int, metric: Metric, torch: ModuleType) -> DeviceQueries | None:
     if tensor.ndim != 2 or not len(tensor) or tensor.shape[1] != dim:
         return None
     if tensor.dtype == torch.bool or tensor.is_complex():
@@ -167,7 +168,7 @@ def _checked(tensor: Any, dim: int, metric: Metric, torch: Any) -> DeviceQueries
 _LARGEST = 1e18
 
 
-def usual_vector(array: Any, dim: int | None) -> FloatArray | None:
+def usual_vector(array: object, dim: int | None) -> FloatArray | None:
     """``array`` if it is plainly a float32 vector of ``dim`` usual numbers, which spares the steps of a full check."""
     if type(array) is not np.ndarray or array.dtype != np.float32 or array.shape != (dim,):
         return None
@@ -175,7 +176,7 @@ def usual_vector(array: Any, dim: int | None) -> FloatArray | None:
     return array if usual else None
 
 
-def check_vector(array: Any, dim: int, metric: Metric, *, name: str = "embedding") -> FloatArray:
+def check_vector(array: object, dim: int, metric: Metric, *, name: str = "embedding") -> FloatArray:
     """Check one vector; (dim,) or (1, dim) of numbers in, float32 (dim,) out. It may share memory with ``array``.
 
     The length is not changed: see :func:`normalize_rows`. ``name`` is the parameter that the messages blame.
@@ -200,7 +201,7 @@ def check_vector(array: Any, dim: int, metric: Metric, *, name: str = "embedding
     return vector
 
 
-def check_vectors(array: Any, dim: int, metric: Metric, *, name: str = "embeddings") -> FloatArray:
+def check_vectors(array: object, dim: int, metric: Metric, *, name: str = "embeddings") -> FloatArray:
     """Check n vectors; (n, dim) of numbers in, C-contiguous float32 (n, dim) out. It may share memory with ``array``.
 
     No vectors at all (an empty list, or shape (0, anything)) give shape (0, dim). ``name`` as in :func:`check_vector`;
@@ -261,7 +262,7 @@ def from_bytes(raw: Sequence[bytes], metric: Metric) -> FloatArray:
     return normalize_rows(vectors) if metric == "cosine" else vectors
 
 
-def packed(vector: Any) -> str:
+def packed(vector: object) -> str:
     """The base64 of a vector's float32, little-endian: exact, and a third of the length of decimals."""
     return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
 
@@ -271,7 +272,7 @@ def unpacked(text: str) -> FloatArray:
     return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
 
 
-def read_vector(value: Any, name: str, error: type[MemEvolveError] = InvalidVectorError) -> FloatArray:
+def read_vector(value: object, name: str, error: type[MemEvolveError] = InvalidVectorError) -> FloatArray:
     """A vector in JSON, as a list of numbers or as :func:`packed` gives it: float32 (n,).
 
     Numbers beyond float32 become infinite. Raises ``error``, which names ``name``, for anything else.
@@ -286,7 +287,7 @@ def read_vector(value: Any, name: str, error: type[MemEvolveError] = InvalidVect
     return vector
 
 
-def to_host(array: Any, *, name: str = "embedding") -> npt.NDArray[Any]:
+def to_host(array: object, *, name: str = "embedding") -> AnyArray:
     """Bring an array-like of real numbers to a numpy array of its own dtype, from a GPU as well.
 
     Raises InvalidVectorError when it is no array of real numbers.
@@ -301,7 +302,7 @@ def to_host(array: Any, *, name: str = "embedding") -> npt.NDArray[Any]:
     return raw
 
 
-def host_queries(queries: Any) -> FloatArray:
+def host_queries(queries: object) -> FloatArray:
     """Checked queries, from wherever they are, as float32 (nq, dim) on the host.
 
     Raises:
@@ -329,7 +330,7 @@ def _off_device(array: Any) -> Any:
     return fetched(array) if lies_on_device(array) else array
 
 
-def _rows_to_host(array: Any, dim: int, name: str) -> npt.NDArray[Any]:
+def _rows_to_host(array: object, dim: int, name: str) -> AnyArray:
     """``to_host`` for many vectors: unwraps lists of tensors and names the row whose length differs from ``dim``."""
     if not isinstance(array, (list, tuple)):
         return np.atleast_1d(to_host(array, name=name))
@@ -357,7 +358,7 @@ def _squares(vectors: FloatArray) -> FloatArray:
     return squares
 
 
-def _check_row(raw: npt.NDArray[Any], vector: FloatArray, metric: Metric, name: str) -> None:
+def _check_row(raw: AnyArray, vector: FloatArray, metric: Metric, name: str) -> None:
     """Judge one vector whose squared norm is unusual; huge and tiny ones may still be good."""
     if not np.isfinite(raw).all():
         raise InvalidVectorError(f"{name} contains NaN or infinity; check the embedding function for this text")

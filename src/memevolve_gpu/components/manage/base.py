@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypedDict
 
-from ...types import MemoryUnit
+from ...types import JsonObject, MemoryUnit
 from ...utils.arguments import having
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend
@@ -29,7 +29,7 @@ class Operation(TypedDict):
     """
 
     operation: str
-    details: dict[str, Any]
+    details: JsonObject
     timestamp: str
 
 
@@ -45,9 +45,9 @@ class Removal(tuple[int, list[str]]):  # noqa: SLOT001 - a tuple has no room for
         (2, ['a', 'b'])
     """
 
-    notes: dict[str, Any]
+    notes: JsonObject
 
-    def __new__(cls, ids: Iterable[str], notes: Mapping[str, Any] | None = None) -> Removal:
+    def __new__(cls, ids: Iterable[str], notes: Mapping[str, object] | None = None) -> Removal:
         """Create the result of a removal.
 
         Args:
@@ -78,7 +78,7 @@ class Merged(list[MemoryUnit]):
         (1, {'conflict_count': 1})
     """
 
-    def __init__(self, units: Iterable[MemoryUnit], notes: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, units: Iterable[MemoryUnit], notes: Mapping[str, object] | None = None) -> None:
         """Create the result of a merge.
 
         Args:
@@ -86,7 +86,7 @@ class Merged(list[MemoryUnit]):
             notes: JSON values about the operation; None for none.
         """
         super().__init__(units)
-        self.notes: dict[str, Any] = dict(notes or {})
+        self.notes: JsonObject = dict(notes or {})
 
 
 @dataclass
@@ -126,7 +126,7 @@ class HealthMetrics:
     last_operation_time: str
     duplicate_count_is_exact: bool = True
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Convert the metrics.
 
         Returns:
@@ -151,7 +151,7 @@ class ManagementStrategy(ABC):
 
     @abstractmethod
     def prune(
-        self, storage_backend: StorageBackend, criteria: Mapping[str, Any] | None = None
+        self, storage_backend: StorageBackend, criteria: Mapping[str, object] | None = None
     ) -> tuple[int, list[str]]:
         """Delete the units that match criteria.
 
@@ -213,7 +213,7 @@ class ManagementStrategy(ABC):
             The metrics.
         """
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         """Describe the state that another instance needs to continue.
 
         Returns:
@@ -221,7 +221,7 @@ class ManagementStrategy(ABC):
         """
         return {}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         """Take over the state of another instance.
 
         Args:
@@ -265,7 +265,7 @@ class MemoryManager:
         """
         self.management_strategy = having("strategy", strategy, "prune", "a management strategy")
 
-    def prune(self, criteria: Mapping[str, Any] | None = None, **options: Any) -> tuple[int, list[str]]:
+    def prune(self, criteria: Mapping[str, object] | None = None, **options: Any) -> tuple[int, list[str]]:
         """Delete the units that match the criteria.
 
         Args:
@@ -358,12 +358,12 @@ class MemoryManager:
         self.operation_history.clear()
 
     def _removed(
-        self, operation: str, removed: tuple[int, list[str]], options: Mapping[str, Any], **details: Any
+        self, operation: str, removed: tuple[int, list[str]], options: Mapping[str, object], **details: object
     ) -> tuple[int, list[str]]:
         count, ids = removed
         notes = getattr(removed, "notes", {})
         self._log(operation, {"count": count, "unit_ids": ids[:IDS_KEPT], **details, **options, **notes})
         return removed
 
-    def _log(self, operation: str, details: Mapping[str, Any]) -> None:
+    def _log(self, operation: str, details: Mapping[str, object]) -> None:
         self.operation_history.append({"operation": operation, "details": dict(details), "timestamp": now_text()})

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
-from ...types import FloatArray, IntArray, MemoryUnit
+from ...types import FloatArray, IntArray, JsonObject, MemoryUnit
 from ..store.base import StorageBackend
 from ..store.foreign import with_vectors
 from ..store.units import unit_to_text
@@ -52,9 +51,9 @@ class Judge:
 
     def __init__(self, *, related: bool = False) -> None:
         self.related = related
-        self.conflicts: list[dict[str, Any]] = []
+        self.conflicts: list[JsonObject] = []
         self.conflict_count = 0
-        self.pairs: list[dict[str, Any]] = []
+        self.pairs: list[JsonObject] = []
         self._meanings: dict[str, Meaning] = {}
 
     def load(self, units: Iterable[MemoryUnit]) -> None:
@@ -180,7 +179,7 @@ class _Neighbourhood:
         return np.array([-1 if one is None else number.setdefault(one, len(number)) for one in ids], dtype=np.int64)
 
 
-def _first(found: _Neighbourhood, rank: Rank | None, newest: bool) -> Callable[[str], Any]:
+def _first(found: _Neighbourhood, rank: Rank | None, newest: bool) -> Callable[[str], tuple[int, int]]:
     """The sort key that puts the unit to keep first."""
     sign = -1 if newest else 1
     return lambda name: (0 if rank is None else rank(name), sign * found.order[name])
@@ -190,7 +189,7 @@ def _groups(
     backend: StorageBackend,
     found: _Neighbourhood,
     threshold: float,
-    first: Callable[[str], Any],
+    first: Callable[[str], tuple[int, int]],
     judge: Judge | None,
 ) -> list[list[str]]:
     left, right = found.near(threshold - SLACK)
@@ -247,7 +246,9 @@ def _components(left: IntArray, right: IntArray) -> list[list[int]]:
     return list(members.values())
 
 
-def _runs(components: list[list[int]], names: list[str], first: Callable[[str], Any]) -> Iterator[list[str]]:
+def _runs(
+    components: list[list[int]], names: list[str], first: Callable[[str], tuple[int, int]]
+) -> Iterator[list[str]]:
     for component in components:
         ranked = sorted((names[one] for one in component), key=first)
         for start in range(0, len(ranked), LONGEST_RUN):

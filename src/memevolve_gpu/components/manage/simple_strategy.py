@@ -10,12 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...errors import ConfigurationError, ConflictError, InvalidFilterError
-from ...types import MemoryUnit
+from ...types import Filters, JsonObject, MemoryUnit
 from ...utils.arguments import listed, mapping, real_number, shown, switch, whole_number, word
 from ...utils.timestamps import age_stamp, now_text, parse_stamp
 from ...utils.vectors import cosines
@@ -47,12 +47,12 @@ class PruneCriteria:
     max_age: seconds since ``created_at``; max_count: how many of the newest stay.
     """
 
-    filters: Mapping[str, Any] | None
+    filters: Filters | None
     max_age: float | None
     max_count: int | None
 
     @classmethod
-    def parse(cls, criteria: Mapping[str, Any] | None) -> PruneCriteria | None:
+    def parse(cls, criteria: Mapping[str, object] | None) -> PruneCriteria | None:
         """Check the criteria of :meth:`SimpleManagementStrategy.prune`; None when they are empty.
 
         Raises ConfigurationError for an unknown key or a value that cannot be used.
@@ -137,7 +137,7 @@ _SHARE = 10
 """Without a count, one unit in this many is deleted."""
 
 
-def first_to_go(backend: StorageBackend, strategy: str, count: Any, seed: int | None) -> list[str]:
+def first_to_go(backend: StorageBackend, strategy: str, count: object, seed: int | None) -> list[str]:
     """Return the ids of ``count`` units, or of a tenth (at least one), first to delete first.
 
     lru: least recently read; lfu: least frequently read; units never read come first, oldest first. random: the same
@@ -210,8 +210,8 @@ def _joined(units: Sequence[MemoryUnit], key: str) -> str:
     return "\n\n".join(dict.fromkeys(texts))
 
 
-def _metadata(units: Sequence[MemoryUnit]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _metadata(units: Sequence[MemoryUnit]) -> JsonObject:
+    found: JsonObject = {}
     for unit in units:
         found.update({key: value for key, value in _metadata_of(unit).items() if key not in _OWN})
     sources = [source for unit in units for source in _sources(unit)]
@@ -224,7 +224,7 @@ def _metadata(units: Sequence[MemoryUnit]) -> dict[str, Any]:
     return found
 
 
-def _metadata_of(unit: MemoryUnit) -> dict[str, Any]:
+def _metadata_of(unit: MemoryUnit) -> JsonObject:
     metadata = unit.get("metadata")
     return metadata if isinstance(metadata, dict) else {}
 
@@ -296,7 +296,7 @@ class SimpleManagementStrategy(ManagementStrategy):
         self.scope = tuple(names)
 
     def prune(
-        self, storage_backend: StorageBackend, criteria: Mapping[str, Any] | None = None, *, dry_run: bool = False
+        self, storage_backend: StorageBackend, criteria: Mapping[str, object] | None = None, *, dry_run: bool = False
     ) -> Removal:
         """Delete the units that match criteria.
 
@@ -333,7 +333,7 @@ class SimpleManagementStrategy(ManagementStrategy):
         by: Grouping = "similarity",
         similarity_threshold: float = 0.85,
         max_characters: int = MAX_CHARACTERS,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         compare: Compare = "text",
         dry_run: bool = False,
     ) -> Merged:
@@ -409,7 +409,7 @@ class SimpleManagementStrategy(ManagementStrategy):
         similarity_threshold: float = 0.75,
         *,
         keep: Keep = "newest",
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         compare: Compare = "text",
         dry_run: bool = False,
     ) -> Removal:
@@ -521,8 +521,8 @@ class SimpleManagementStrategy(ManagementStrategy):
         ids: list[str],
         since: int | None,
         dry_run: bool,
-        notes: dict[str, Any],
-        details: Mapping[str, Any],
+        notes: JsonObject,
+        details: Mapping[str, object],
     ) -> Removal:
         if dry_run:
             return Removal(ids, {**notes, "dry_run": True})
@@ -535,9 +535,7 @@ class SimpleManagementStrategy(ManagementStrategy):
         return Removal(gone, notes)
 
 
-def _chosen(
-    backend: StorageBackend, ids: Sequence[str] | None, filters: Mapping[str, Any] | None
-) -> Sequence[str] | None:
+def _chosen(backend: StorageBackend, ids: Sequence[str] | None, filters: Filters | None) -> Sequence[str] | None:
     """The ids that are given and match; None for all."""
     if filters is None or not mapping("filters", filters, InvalidFilterError):
         return ids
@@ -545,20 +543,20 @@ def _chosen(
     return matching if ids is None else list(set(ids).intersection(matching))
 
 
-def _report(judge: Judge | None, dry_run: bool) -> dict[str, Any]:
+def _report(judge: Judge | None, dry_run: bool) -> JsonObject:
     if judge is None:
         return {}
-    notes: dict[str, Any] = {"pairs": judge.pairs} if dry_run and judge.pairs else {}
+    notes: JsonObject = {"pairs": judge.pairs} if dry_run and judge.pairs else {}
     if judge.conflict_count:
         notes.update(conflicts=judge.conflicts, conflict_count=judge.conflict_count)
     return notes
 
 
 def _by_type(
-    backend: StorageBackend, only: Sequence[str] | None, apart: Callable[[MemoryUnit], Any]
+    backend: StorageBackend, only: Sequence[str] | None, apart: Callable[[MemoryUnit], object]
 ) -> list[list[MemoryUnit]]:
     listed = backend.units() if only is None else iter(backend.retrieve_batch(only).values())
-    groups: dict[Any, list[MemoryUnit]] = {}
+    groups: dict[object, list[MemoryUnit]] = {}
     for unit in listed:
         groups.setdefault(apart(unit), []).append(unit)
     return list(groups.values())
@@ -568,7 +566,7 @@ def _by_meaning(
     backend: StorageBackend,
     only: Sequence[str] | None,
     threshold: float,
-    apart: Callable[[MemoryUnit], Any],
+    apart: Callable[[MemoryUnit], object],
     judge: Judge | None,
 ) -> list[list[MemoryUnit]]:
     groups = near_groups(backend, threshold, only=only, apart=apart, judge=judge)
@@ -587,7 +585,7 @@ def _rank(backend: StorageBackend, keep: Keep) -> Callable[[str], int] | None:
     return lambda unit_id: -counts.get(unit_id, 0)
 
 
-def _check_threshold(value: Any) -> None:
+def _check_threshold(value: object) -> None:
     real_number(
         "similarity_threshold", value, "a cosine above 0 and at most 1", sys.float_info.min, 1, ConfigurationError
     )

@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from ...errors import ConfigurationError, InvalidFilterError, InvalidQueryError
 from ...monitoring.events import LatencyRing
-from ...types import MemoryUnit
+from ...types import Filters, JsonObject, MemoryUnit
 from ...utils.arguments import having, mapping, switch, whole_number
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend
@@ -26,7 +26,7 @@ class QueryRecord(TypedDict):
 
     query: str
     top_k: int
-    filters: dict[str, Any]
+    filters: JsonObject
     results_count: int
     timestamp: str
 
@@ -139,7 +139,7 @@ class RetrievalResult:
     unit_id: str
     unit: MemoryUnit
     score: float
-    metadata: dict[str, Any] | None = None
+    metadata: JsonObject | None = None
 
 
 class RetrievalStrategy(ABC):
@@ -161,7 +161,7 @@ class RetrievalStrategy(ABC):
 
     @abstractmethod
     def retrieve(
-        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Filters | None = None
     ) -> list[RetrievalResult]:
         """Find the units that match a query best.
 
@@ -196,7 +196,7 @@ class RetrievalStrategy(ABC):
         return [RetrievalResult(unit_id, unit, 1.0) for unit_id, unit in units.items()]
 
     def search(
-        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Filters | None = None
     ) -> list[RetrievalResult]:
         """Call :meth:`retrieve`: MemEvolve's other name for it.
 
@@ -212,9 +212,7 @@ class RetrievalStrategy(ABC):
         return self.retrieve(query, storage_backend, top_k, filters)
 
     @abstractmethod
-    def count_relevant(
-        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
-    ) -> int:
+    def count_relevant(self, query: str, storage_backend: StorageBackend, filters: Filters | None = None) -> int:
         """Count the units that :meth:`retrieve` could find.
 
         Args:
@@ -248,7 +246,7 @@ class RetrievalStrategy(ABC):
         other.ranking = Ranking.checked(ranking)
         return other
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         """Describe the state that another instance needs to continue.
 
         Returns:
@@ -256,7 +254,7 @@ class RetrievalStrategy(ABC):
         """
         return {}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         """Take over the state of another instance.
 
         Args:
@@ -283,7 +281,7 @@ class RetrievalContext:
         self,
         strategy: RetrievalStrategy,
         default_top_k: int = 5,
-        default_filters: Mapping[str, Any] | None = None,
+        default_filters: Filters | None = None,
         enable_metrics: bool = True,
     ) -> None:
         """Create a context.
@@ -320,7 +318,7 @@ class RetrievalContext:
         query: str,
         storage_backend: StorageBackend,
         top_k: int | None = None,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         ranking: Ranking | None = None,
     ) -> list[RetrievalResult]:
@@ -364,7 +362,7 @@ class RetrievalContext:
         query: str,
         storage_backend: StorageBackend,
         top_k: int | None = None,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
     ) -> list[RetrievalResult]:
         """Call :meth:`retrieve`: MemEvolve's other name for it.
 
@@ -391,9 +389,7 @@ class RetrievalContext:
         """
         return self.strategy.retrieve_by_ids(unit_ids, storage_backend)
 
-    def count_relevant(
-        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
-    ) -> int:
+    def count_relevant(self, query: str, storage_backend: StorageBackend, filters: Filters | None = None) -> int:
         """Count the units that a query could find.
 
         Args:
@@ -418,8 +414,8 @@ class RetrievalContext:
         """Empty the history."""
         self.retrieval_history.clear()
 
-    def _defaults(self, top_k: int | None, filters: Mapping[str, Any] | None) -> tuple[int, Mapping[str, Any] | None]:
-        given: Any = self.default_filters if filters is None else filters
+    def _defaults(self, top_k: int | None, filters: Filters | None) -> tuple[int, Filters | None]:
+        given: object = self.default_filters if filters is None else filters
         if isinstance(given, list):
             given = {"and": given}
         return self.default_top_k if top_k is None else top_k, mapping("filters", given, InvalidFilterError) or None

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...errors import InvalidQueryError
-from ...types import FloatArray
+from ...types import DoubleArray, FloatArray
 from ...utils.vectors import normalize_rows
 from ..store.units import unit_to_text
 from .base import RetrievalResult
@@ -26,7 +24,7 @@ def reranked(rerank: Rerank, query: str, found: Sequence[RetrievalResult]) -> li
     """
     if not found:
         return []
-    given: Any = rerank(query, [unit_to_text(one.unit) for one in found])
+    given = rerank(query, [unit_to_text(one.unit) for one in found])
     try:
         scores = [float(score) for score in given]
     except (TypeError, ValueError):
@@ -56,7 +54,7 @@ def diverse(
 
 
 def mmr(
-    relevance: npt.NDArray[Any], rows: npt.NDArray[Any], count: int, share: float, floor: float = -math.inf
+    relevance: DoubleArray, rows: FloatArray | DoubleArray, count: int, share: float, floor: float = -math.inf
 ) -> list[int]:
     """At most ``count`` positions by maximal marginal relevance (Carbonell and Goldstein, 1998), most relevant first.
 

@@ -6,7 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ...errors import ConfigurationError, EmbeddingError, InvalidQueryError
 from ...records.fulltext import bm25, full_score, inverse_frequencies
 from ...records.keyword_query import parse_query, with_prefixes
 from ...records.tokenizer import words_of
-from ...types import FloatArray
+from ...types import Filters, FloatArray, JsonObject
 from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.embeddings.cross_encoder import CrossEncoder
@@ -27,8 +27,6 @@ from ..store.units import unit_to_text
 from .base import COUNTED, RetrievalResult, RetrievalStrategy
 from .reorder import Rerank, diverse, reranked
 
-Filters = Mapping[str, Any] | None
-
 _CACHED_TEXTS = 20_000
 
 
@@ -40,14 +38,14 @@ class Ranked(NamedTuple):
     distance: float | None = None
 
 
-def check_query(query: Any, top_k: Any) -> int:
+def check_query(query: object, top_k: object) -> int:
     """Return ``top_k`` as an int. Raises InvalidQueryError for a query or ``top_k`` that cannot be used."""
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}")
     return whole_number("top_k", top_k)
 
 
-def _threshold(value: Any) -> float | None:
+def _threshold(value: object) -> float | None:
     most = sys.float_info.max
     return (
         None
@@ -56,12 +54,12 @@ def _threshold(value: Any) -> float | None:
     )
 
 
-def _share(name: str, value: Any) -> float:
+def _share(name: str, value: object) -> float:
     return real_number(name, value, "a number of at least 0", 0, sys.float_info.max / 2, ConfigurationError)
 
 
 def by_meaning(
-    backend: StorageBackend, query: str, limit: int, filters: Filters, scan: VectorScan | None
+    backend: StorageBackend, query: str, limit: int, filters: Filters | None, scan: VectorScan | None
 ) -> list[Ranked]:
     """Return the nearest units, without counting an access.
 
@@ -79,7 +77,7 @@ def by_meaning(
 
 
 def by_keywords(
-    backend: StorageBackend, query: str, limit: int, filters: Filters, relative: bool = False
+    backend: StorageBackend, query: str, limit: int, filters: Filters | None, relative: bool = False
 ) -> list[Ranked]:
     """Return the units that share words with the query, by BM25, or by its share of a full match."""
     if "search_keywords" in backend.capabilities:
@@ -115,7 +113,7 @@ class VectorScan:
         self._known: LruCache[str, FloatArray] = LruCache(_CACHED_TEXTS)
         self._lock = threading.RLock()  # the embedding function may call the strategy
 
-    def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters) -> list[Ranked]:
+    def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters | None) -> list[Ranked]:
         """Return the units with the largest cosine."""
         units = list(backend.units(filters))
         if not units:
@@ -135,7 +133,7 @@ class VectorScan:
 
 
 def _scanned_keywords(
-    backend: StorageBackend, query: str, limit: int, filters: Filters, relative: bool
+    backend: StorageBackend, query: str, limit: int, filters: Filters | None, relative: bool
 ) -> list[Ranked]:
     asked = parse_query(query)
     docs = [(unit["id"], words_of(unit_to_text(unit))) for unit in backend.units(filters)]
@@ -236,7 +234,7 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
         self.ranking = Ranking.checked(ranking)
 
     def retrieve(
-        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Filters | None = None
     ) -> list[RetrievalResult]:
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
@@ -250,9 +248,7 @@ class KeywordRetrievalStrategy(RetrievalStrategy):
         backend.record_access([one.unit_id for one in found])
         return found
 
-    def count_relevant(
-        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
-    ) -> int:
+    def count_relevant(self, query: str, storage_backend: StorageBackend, filters: Filters | None = None) -> int:
         check_query(query, 1)
         return len(by_keywords(as_backend(storage_backend), query, COUNTED, filters))
 
@@ -295,7 +291,7 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
         self._scan = None if embedding_function is None else VectorScan(embedding_function)
 
     def retrieve(
-        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Filters | None = None
     ) -> list[RetrievalResult]:
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
@@ -316,24 +312,20 @@ class SemanticRetrievalStrategy(RetrievalStrategy):
         backend.record_access([one.unit_id for one in kept])
         return kept
 
-    def count_relevant(
-        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
-    ) -> int:
+    def count_relevant(self, query: str, storage_backend: StorageBackend, filters: Filters | None = None) -> int:
         check_query(query, 1)
         found = by_meaning(as_backend(storage_backend), query, COUNTED, filters, self._scan)
         least = self.similarity_threshold
         return sum(least is None or one.score >= least for one in found)
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         return {"similarity_threshold": self.similarity_threshold}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         held = mapping("state", state).get("similarity_threshold", self.similarity_threshold)
         self.similarity_threshold = _threshold(held)
 
-    def _found(
-        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
-    ) -> list[RetrievalResult]:
+    def _found(self, query: str, backend: StorageBackend, top_k: int, filters: Filters | None) -> list[RetrievalResult]:
         if "search" in backend.capabilities:
             hits = backend.search_units(query, top_k, filters, record=False)
             return [RetrievalResult(hit.id, hit.unit, hit.score, {"distance": hit.distance}) for hit in hits]
@@ -442,7 +434,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         self.keyword_weight = keyword / (semantic + keyword)
 
     def retrieve(
-        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Mapping[str, Any] | None = None
+        self, query: str, storage_backend: StorageBackend, top_k: int = 5, filters: Filters | None = None
     ) -> list[RetrievalResult]:
         top_k = check_query(query, top_k)
         backend = as_backend(storage_backend)
@@ -461,13 +453,11 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         backend.record_access([one.unit_id for one in found])
         return found
 
-    def count_relevant(
-        self, query: str, storage_backend: StorageBackend, filters: Mapping[str, Any] | None = None
-    ) -> int:
+    def count_relevant(self, query: str, storage_backend: StorageBackend, filters: Filters | None = None) -> int:
         check_query(query, 1)
         return min(COUNTED, len(self._fused(query, as_backend(storage_backend), COUNTED, filters)))
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         return {
             "semantic_weight": self.semantic_weight,
             "keyword_weight": self.keyword_weight,
@@ -477,7 +467,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             "diversity": self.diversity,
         }
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         held = {**self.save_state(), **mapping("state", state)}
         word("fusion", held["fusion"], ("weighted", "rrf"), ConfigurationError)
         threshold = _threshold(held["similarity_threshold"])
@@ -487,9 +477,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         self.neighbours, self.diversity = neighbours, diversity
         self.similarity_threshold, self.fusion = threshold, held["fusion"]
 
-    def _plain(
-        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
-    ) -> list[RetrievalResult]:
+    def _plain(self, query: str, backend: StorageBackend, top_k: int, filters: Filters | None) -> list[RetrievalResult]:
         fused = self._fused(query, backend, max(POOL, POOL_FACTOR * top_k), filters)
         units = backend.retrieve_batch([one.id for one in fused[:top_k]])
         if len(units) < min(top_k, len(fused)):  # units were deleted meanwhile
@@ -497,7 +485,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         return [_result(one, units[one.id]) for one in fused if one.id in units][:top_k]
 
     def _ranked(
-        self, ranking: Ranking, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+        self, ranking: Ranking, query: str, backend: StorageBackend, top_k: int, filters: Filters | None
     ) -> list[RetrievalResult]:
         """The best of all by fused score, age and importance.
 
@@ -521,7 +509,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
             pool *= POOL_FACTOR
 
     def _in_context(
-        self, query: str, backend: StorageBackend, top_k: int, filters: Mapping[str, Any] | None
+        self, query: str, backend: StorageBackend, top_k: int, filters: Filters | None
     ) -> list[RetrievalResult]:
         """The best of a larger pool by fused score and that of the better neighbour."""
         fused = self._fused(query, backend, max(CONTEXT_POOL, POOL_FACTOR * top_k), filters)
@@ -542,7 +530,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         cosine = 1.0 - (last.distance or 0.0) / 2.0 if metric == "l2" else last.score
         return self.semantic_weight * min(1.0, max(0.0, cosine))
 
-    def _fused(self, query: str, backend: StorageBackend, pool: int, filters: Mapping[str, Any] | None) -> list[Fused]:
+    def _fused(self, query: str, backend: StorageBackend, pool: int, filters: Filters | None) -> list[Fused]:
         semantic = by_meaning(backend, query, pool, filters, self._scan)
         return self._fuse(query, backend, semantic, by_keywords(backend, query, pool, filters, relative=True))
 
@@ -557,7 +545,7 @@ class HybridRetrievalStrategy(RetrievalStrategy):
         return [one for one in fused if least is None or one.score >= least]
 
 
-def _place(unit: Mapping[str, Any]) -> tuple[str, int] | None:
+def _place(unit: Mapping[str, object]) -> tuple[str, int] | None:
     """Session and position of a unit; None unless it has both."""
     metadata = unit.get("metadata")
     if not isinstance(metadata, dict):
@@ -568,6 +556,6 @@ def _place(unit: Mapping[str, Any]) -> tuple[str, int] | None:
     return repr(session), position
 
 
-def _result(one: Fused, unit: dict[str, Any]) -> RetrievalResult:
+def _result(one: Fused, unit: JsonObject) -> RetrievalResult:
     metadata = {name: value for name, value in vars(one).items() if name not in ("id", "score")}
     return RetrievalResult(one.id, unit, one.score, metadata)

@@ -1,9 +1,6 @@
 """Storage backends: the contract, the vector store, and the types of their reports."""
 
-from .base import MetadataMixin, StorageBackend
-from .history import Erasure, Operation, UnitChange, UnitVersion
-from .namespaces import NamespaceInfo
-from .report_types import (
+from ...utils.report_types import (
     Inventory,
     MaintenanceReport,
     MilvusStatistics,
@@ -11,6 +8,9 @@ from .report_types import (
     StorageHealth,
     StoreStatistics,
 )
+from .base import MetadataMixin, StorageBackend
+from .history import Erasure, Operation, UnitChange, UnitVersion
+from .namespaces import NamespaceInfo
 from .vector_store import VectorStore
 
 __all__ = [

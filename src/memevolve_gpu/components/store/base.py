@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import InvalidUnitError
 from ...records.filters import lookup, matches, parse, path_of
-from ...types import FloatArray, Hit, MemoryUnit
+from ...types import Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit, Vectors
 from ...utils.arguments import listed, shown, switch, whole_number, word
 from ...utils.plain import plain_scalar
+from ...utils.report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 from ...utils.timestamps import age_stamp
 from .listing import EVERY_UNIT, Listing, MetadataMixin, counted, listing_of, merged_unit, some_condition
 from .ranking import HalfLife, Ranking, Window, best, score_of, similarity_of
-from .report_types import Inventory, MaintenanceReport, OperationEntry, StorageHealth
 from .unsupported import Unsupported
 
 __all__ = [
@@ -197,7 +197,7 @@ class StorageBackend(Unsupported, ABC):
         """Delete every unit."""
 
     @abstractmethod
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+    def get_metadata(self, unit_id: str) -> JsonObject | None:
         """Read the metadata of a unit without counting an access.
 
         Args:
@@ -226,7 +226,7 @@ class StorageBackend(Unsupported, ABC):
 
     def units(
         self,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         order_by: str | None = None,
         limit: int | None = None,
@@ -254,9 +254,7 @@ class StorageBackend(Unsupported, ABC):
             lambda: (unit for unit in self.retrieve_all() if matches(parsed, unit)), order_by, limit, after
         )
 
-    def facets(
-        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
-    ) -> list[tuple[Any, int]]:
+    def facets(self, field: str, filters: Filters | None = None, limit: int | None = None) -> list[tuple[Json, int]]:
         """Count the units by the value of a field.
 
         Args:
@@ -283,7 +281,7 @@ class StorageBackend(Unsupported, ABC):
         held = (plain_scalar(lookup(unit, path)) for unit in found)
         return counted(([*one] if isinstance(one, (list, tuple)) else [one] for one in held), limit)
 
-    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+    def patch(self, unit_id: str, changes: Mapping[str, object]) -> bool:
         """Change parts of a unit, as :meth:`update` does.
 
         Args:
@@ -314,7 +312,7 @@ class StorageBackend(Unsupported, ABC):
         old = self.retrieve_batch([unit_id]).get(unit_id)
         return old is not None and self.update(unit_id, merged_unit(old, changes))
 
-    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+    def update_where(self, filters: Filters, changes: Mapping[str, object]) -> int:
         """Change parts of every unit that matches, in one transaction where the backend has transactions.
 
         Args:
@@ -344,7 +342,7 @@ class StorageBackend(Unsupported, ABC):
             merged_unit(unit, changes)
         return sum(self.patch(unit["id"], changes) for unit in units)
 
-    def delete_where(self, filters: Mapping[str, Any]) -> int:
+    def delete_where(self, filters: Filters) -> int:
         """Delete every unit that matches, in one transaction where the backend has transactions.
 
         Args:
@@ -393,7 +391,7 @@ class StorageBackend(Unsupported, ABC):
         self,
         delete_ids: Iterable[str],
         units: Sequence[MemoryUnit],
-        embeddings: Any = None,
+        embeddings: Vectors | None = None,
         *,
         unchanged_since: int | None = None,
     ) -> list[str]:
@@ -434,7 +432,7 @@ class StorageBackend(Unsupported, ABC):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -466,7 +464,7 @@ class StorageBackend(Unsupported, ABC):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -526,7 +524,7 @@ class StorageBackend(Unsupported, ABC):
             self.record_access([hit.id for hit in found])
         return found
 
-    def _hits(self, query: str, top_k: int, filters: Mapping[str, Any] | None, recall: float | None) -> list[Hit]:
+    def _hits(self, query: str, top_k: int, filters: Filters | None, recall: float | None) -> list[Hit]:
         """The nearest units, without a note of the access."""
         found = self.search(query, top_k, filters, recall, record=False)
         units = self.retrieve_batch([unit_id for _, unit_id in found])
@@ -541,7 +539,7 @@ class StorageBackend(Unsupported, ABC):
         ranking: Ranking,
         window: Window,
         query: str,
-        filters: Mapping[str, Any] | None,
+        filters: Filters | None,
         recall: float | None,
     ) -> list[Hit]:
         """The best units by similarity, age and importance."""
@@ -554,7 +552,7 @@ class StorageBackend(Unsupported, ABC):
         return [replace(hit, score=score) for score, hit in best(fetch, window.reach)]
 
     def search_vectors(
-        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+        self, queries: Vectors, top_k: int = 5, filters: Filters | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
         """Find the units nearest to each of several vectors.
 
@@ -579,7 +577,7 @@ class StorageBackend(Unsupported, ABC):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         offset: int = 0,
         min_score: float | None = None,
@@ -729,7 +727,7 @@ class StorageBackend(Unsupported, ABC):
         oldest, newest = (min(stamps)[1], max(stamps)[1]) if stamps else (None, None)
         return {"count": types.total(), "bytes": size, "types": dict(types), "oldest": oldest, "newest": newest}
 
-    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+    def register_management_operation(self, operation_type: str, details: object) -> OperationEntry:
         """Report a management operation that is done, so that the index follows. The default keeps no history.
 
         Args:
@@ -774,7 +772,7 @@ class StorageBackend(Unsupported, ABC):
 
     # State
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         """Describe the state for another instance to take over: of a store, where the units are, without secrets.
 
         Returns:
@@ -782,7 +780,7 @@ class StorageBackend(Unsupported, ABC):
         """
         return {}
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         """Take over the state of another instance. The default ignores it.
 
         A store copies the units of the other into itself; nothing when it is this very store.

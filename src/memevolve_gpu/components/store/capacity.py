@@ -12,7 +12,7 @@ from typing import Literal
 from ...errors import CapacityError
 from ...live.delta_buffer import row_bytes
 from ...records.transaction import Transaction, in_order
-from .report_types import OperationEntry
+from ...utils.report_types import OperationEntry
 from .reports import append_history, decide
 from .session import AFTER_COMMIT, StoreSession
 

@@ -13,13 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from ...errors import CapacityError, ConfigurationError, DimensionMismatchError, StorageError
 from ...training.recall import recall_of
-from ...types import FloatArray, MemoryUnit
+from ...types import FloatArray, JsonObject, MemoryUnit
 from ...utils.arguments import callback, switch, whole_number
 from .base import Progress, StorageBackend
 from .foreign import as_backend, delete_units
@@ -64,7 +63,7 @@ class CopyReport:
     namespaces: int = 1
     """Namespaces that were copied, that of the source included."""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the report as plain JSON values."""
         return asdict(self)
 
@@ -237,7 +236,7 @@ class _Copy:
             done += len(page)
             self.progress(stage, min(1.0, done / total))
 
-    def verify(self) -> dict[str, Any]:
+    def verify(self) -> dict[str, int]:
         """Compare the target with the source: every id and unit, the count, and the vectors of a sample."""
         self.target.refresh()
         count = 0
@@ -350,7 +349,7 @@ class _Tree:
                 target = self.copies[path].target
                 target.set_limits(max_units=info.max_units, default_ttl=info.default_ttl)
 
-    def verified(self) -> dict[str, Any]:
+    def verified(self) -> JsonObject:
         """Compare the copies with their sources; the sums of all figures, and the recall of the largest one."""
         copies = list(self.copies.values())
         verified = [copy.verify() for copy in copies]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import MemEvolveError, StorageError
-from ...types import FloatArray, MemoryUnit
+from ...types import Filters, FloatArray, JsonObject, MemoryUnit, Vectors
 from ...utils.arguments import having
 from .base import OPTIONAL, StorageBackend
 
@@ -50,7 +50,7 @@ class ForeignBackend(StorageBackend):
     def store(self, unit: MemoryUnit) -> str:
         return str(self._foreign.store(unit))
 
-    def store_batch(self, units: Sequence[MemoryUnit], *embeddings: Any, **times: Any) -> list[str]:
+    def store_batch(self, units: Sequence[MemoryUnit], *embeddings: Vectors | None, **times: Any) -> list[str]:
         return list(self._foreign.store_batch(list(units), *embeddings, **times))
 
     def retrieve(self, unit_id: str) -> MemoryUnit | None:
@@ -69,14 +69,14 @@ class ForeignBackend(StorageBackend):
     def exists(self, unit_id: str) -> bool:
         return bool(self._foreign.exists(unit_id))
 
-    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+    def count(self, filters: Filters | None = None) -> int:
         return int(self._foreign.count()) if filters is None else sum(1 for _ in self.units(filters))
 
     def clear(self) -> None:
         self._foreign.clear()
 
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self._foreign.get_metadata(unit_id)
+    def get_metadata(self, unit_id: str) -> JsonObject | None:
+        found: JsonObject | None = self._foreign.get_metadata(unit_id)
         return found
 
     @property
@@ -118,7 +118,7 @@ def delete_units(backend: StorageBackend, ids: Sequence[str], since: int | None)
         return list(ids)
 
 
-def register_operation(backend: StorageBackend, operation: str, details: Mapping[str, Any]) -> None:
+def register_operation(backend: StorageBackend, operation: str, details: Mapping[str, object]) -> None:
     """Register an operation that is done; log a warning where that fails, for the operation is done all the same."""
     try:
         backend.register_management_operation(operation, dict(details))

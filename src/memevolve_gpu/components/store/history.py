@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...errors import InvalidFilterError, InvalidQueryError
 from ...live.query_sample import KEY as QUERY_KEY
 from ...records import history
 from ...records.erasure import erase, finish_erasure, leftovers
 from ...records.schema import FIELDS_KEY
-from ...types import MemoryUnit
+from ...types import Filters, MemoryUnit
 from ...utils.arguments import real_number, shown, whole_number
 from .capacity import report_pruned, reserve_room
 from .namespaces import Path, subtree_path
@@ -206,7 +206,7 @@ class HistoryMixin(Unsupported):
         @property
         def _key(self) -> int: ...
         def _write(self, operation: str, *, grouped: bool = False) -> WriteContext: ...
-        def _filter(self, filters: Any) -> Filter: ...
+        def _filter(self, filters: object) -> Filter: ...
 
     def operations(self, limit: int = 100, *, before: int | None = None) -> list[Operation]:
         most, key = whole_number("limit", limit), self._key
@@ -262,7 +262,7 @@ class HistoryMixin(Unsupported):
         )
 
     def forget_subject(
-        self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
+        self, filters: Filters, *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
     ) -> Erasure:
         session, parsed = self._open, self._filter(filters)
         if not parsed.root.parts:
@@ -304,7 +304,7 @@ class HistoryMixin(Unsupported):
             spaces = self._open.records.all_namespaces(below or ())
         return [UnitChange(row.seq, row.change, row.unit_id, spaces[row.ns], row.unit) for row in rows]
 
-    def _moment(self, as_of: Any) -> tuple[int | None, float | None]:
+    def _moment(self, as_of: object) -> tuple[int | None, float | None]:
         """A state as callers give it: a change number, or a Unix time."""
         if isinstance(as_of, datetime):
             if as_of.tzinfo is None:
@@ -316,7 +316,7 @@ class HistoryMixin(Unsupported):
             return None, real_number("as_of", as_of, "a Unix time", -1e12, 1e12, InvalidQueryError)
         return min(whole_number("as_of", as_of, least=0), 2**62), None
 
-    def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
+    def _past_units(self, as_of: object, filters: object = None, unit_id: str | None = None) -> list[MemoryUnit]:
         seq, at = self._moment(as_of)
         key, parsed = self._key, self._filter(filters)
         return self._open.records.past(
@@ -324,6 +324,6 @@ class HistoryMixin(Unsupported):
         )
 
 
-def seconds_to_wait(timeout: Any) -> float:
+def seconds_to_wait(timeout: object) -> float:
     """The argument ``timeout``. Raises InvalidQueryError for what is no number of seconds."""
     return real_number("timeout", timeout, "a number of seconds", 0.0, 1e9, InvalidQueryError)

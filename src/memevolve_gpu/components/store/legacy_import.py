@@ -30,7 +30,7 @@ from ...errors import CapacityError, EmbeddingError, InvalidUnitError, InvalidVe
 from ...live.delta_buffer import row_bytes
 from ...monitoring.events import EventLog
 from ...records.records import Records
-from ...types import FloatArray, MemoryUnit
+from ...types import FloatArray, JsonObject, MemoryUnit
 from ...utils.embeddings import Embedder
 from ...utils.vectors import check_vectors
 from .units import checked_unit, unit_to_text
@@ -237,7 +237,7 @@ def _filled(reader: PlainReader) -> None:
     target.update(state)
 
 
-def read_docstore(source: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], list[str]]:
+def read_docstore(source: Path) -> tuple[dict[str, tuple[str, JsonObject]], list[str]]:
     """Read the pickle beside a FAISS index of LangChain: (text, metadata) by id, and the id of each position.
 
     Nothing in it is run. Raises LegacyImportError, as :func:`read_legacy`, also when there is no such file.
@@ -263,7 +263,7 @@ def read_docstore(source: Path) -> tuple[dict[str, tuple[str, dict[str, Any]]], 
         ) from error
 
 
-def _document(held: MemoryUnit) -> tuple[str, dict[str, Any]]:
+def _document(held: MemoryUnit) -> tuple[str, JsonObject]:
     fields = held.get("__dict__", held)
     text, metadata = fields["page_content"], fields.get("metadata") or {}
     if not isinstance(text, str) or not isinstance(metadata, dict):
@@ -371,7 +371,7 @@ def _report(reader: PlainReader, size: int, problems: _Problems) -> None:
         problems.add(f"{reader.clashes} values were left out: their keys, numbers, are keys as text as well")
 
 
-def _unwrapped(loaded: object) -> dict[str, Any]:
+def _unwrapped(loaded: object) -> JsonObject:
     if not isinstance(loaded, dict):
         raise RefusedError(f"holds a {type(loaded).__name__} where a dict of units is expected")
     inner = loaded.get("data")
@@ -380,7 +380,7 @@ def _unwrapped(loaded: object) -> dict[str, Any]:
     return loaded  # one whose ``data`` looks like a unit is a store with a unit of that id
 
 
-def _units(loaded: dict[str, Any], copier: _Copier, problems: _Problems) -> list[MemoryUnit]:
+def _units(loaded: JsonObject, copier: _Copier, problems: _Problems) -> list[MemoryUnit]:
     units = []
     for key, value in loaded.items():
         try:
@@ -408,7 +408,7 @@ class _Copier:
         unit: MemoryUnit = self._copy(value, 0)
         return unit
 
-    def _copy(self, value: Any, depth: int) -> Any:
+    def _copy(self, value: object, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise _UnfitUnitError(f"it is nested more than {_MAX_DEPTH} deep or contains itself")
         self._spend(_VALUE_SIZE + (len(value) if isinstance(value, str) else 0))

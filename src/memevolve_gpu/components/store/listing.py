@@ -6,11 +6,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 from ...errors import InvalidFilterError, InvalidQueryError, InvalidUnitError
 from ...records.filters import MISSING, Filter, always, doubled, kind_of, lookup, parse, path_of
-from ...types import MemoryUnit
+from ...types import Json, MemoryUnit
 from ...utils.arguments import shown, whole_number
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import now_text
@@ -46,23 +45,24 @@ class Order:
     equal ones the older unit comes first, in both directions.
     """
 
-    def __init__(self, order_by: Any) -> None:
+    def __init__(self, order_by: object) -> None:
         """Raises InvalidQueryError for what is no path."""
-        self.descending = isinstance(order_by, str) and order_by.startswith("-")
+        path = order_by[1:] if isinstance(order_by, str) and order_by.startswith("-") else order_by
+        self.descending = path is not order_by
         try:
-            self.path = path_of(order_by[1:] if self.descending else order_by)
+            self.path = path_of(path)
         except InvalidFilterError as error:
             raise InvalidQueryError(
                 f"order_by must be a path such as 'metadata.score', got {shown(order_by)}"
             ) from error
 
-    def value_of(self, unit: Mapping[str, Any]) -> Any:
+    def value_of(self, unit: Mapping[str, object]) -> Json:
         """The value that a unit is ordered by, as JSON keeps it; a list stands for every list and object."""
         value = plain_scalar(lookup(unit, self.path))
         return None if value is MISSING else [] if kind_of(value) in ("array", "object") else value
 
     @staticmethod
-    def key(value: Any) -> tuple[int, Any]:
+    def key(value: Json) -> tuple[int, Json]:
         """What sorts as the values do."""
         kind = kind_of(value)
         if kind not in _KINDS:
@@ -71,12 +71,12 @@ class Order:
         return at, value if kind == "text" else float(doubled(value)) if kind == "number" else 0
 
 
-def cursor_of(value: Any, place: Any, order_by: str | None) -> str:
+def cursor_of(value: object, place: object, order_by: str | None) -> str:
     """A cursor behind the unit of that value and place, in a listing of that order."""
     return json.dumps([value, place, order_by], ensure_ascii=False)
 
 
-def cursor_parts(after: str, place: type | tuple[type, ...], order_by: str | None) -> tuple[Any, Any]:
+def cursor_parts(after: str, place: type | tuple[type, ...], order_by: str | None) -> tuple[Json, Json]:
     """Value and place of a cursor. Raises InvalidQueryError for what is none, or is one of another order."""
     try:
         value, found, order = json.loads(after)
@@ -89,7 +89,7 @@ def cursor_parts(after: str, place: type | tuple[type, ...], order_by: str | Non
 
 def window_of(
     order_by: str | None, limit: int | None, after: str | None, place: type | tuple[type, ...]
-) -> tuple[Order | None, int | None, tuple[Any, Any] | None]:
+) -> tuple[Order | None, int | None, tuple[Json, Json] | None]:
     """The order, the number and the start of a listing, checked; ``place`` is the type of a place in it."""
     order = None if order_by is None else Order(order_by)
     most = None if limit is None else min(whole_number("limit", limit, least=0), 2**62)
@@ -120,7 +120,7 @@ def listing_of(
     return Listing(islice(rows(), most), after)
 
 
-def merged(old: Any, changes: Any) -> Any:
+def merged(old: object, changes: object) -> Json:
     """JSON merge patch (RFC 7396): objects are merged, None removes a key, anything else replaces."""
     if not isinstance(changes, Mapping):
         return changes
@@ -133,7 +133,7 @@ def merged(old: Any, changes: Any) -> Any:
     return found
 
 
-def merged_unit(old: MemoryUnit, changes: Any) -> MemoryUnit:
+def merged_unit(old: MemoryUnit, changes: object) -> MemoryUnit:
     """The unit with the changes. Raises InvalidUnitError for changes that are no dict, or that name another id."""
     if not isinstance(changes, Mapping):
         raise InvalidUnitError(f"changes must be a dict, got {type(changes).__name__}; pass the keys that change")
@@ -188,7 +188,7 @@ class MetadataMixin:
 EVERY_UNIT = "to change all, name what every unit has: {'id': {'exists': True}}"
 
 
-def some_condition(filters: Any, instead: str) -> Filter:
+def some_condition(filters: object, instead: str) -> Filter:
     """The parsed filter. Raises InvalidFilterError where it holds of every unit."""
     parsed = parse(filters)
     if always(parsed.root):
@@ -196,23 +196,23 @@ def some_condition(filters: Any, instead: str) -> Filter:
     return parsed
 
 
-def counted(values: Iterable[Sequence[Any]], limit: int | None) -> list[tuple[Any, int]]:
+def counted(values: Iterable[Sequence[Json]], limit: int | None) -> list[tuple[Json, int]]:
     """How many units have each value, most first; ``values`` are those of each unit, as plain scalars."""
-    counts: dict[tuple[Any, ...], int] = {}
+    counts: dict[tuple[Json, ...], int] = {}
     for held in values:
         for key in {Order.key(value) for value in held if kind_of(value) in _KINDS}:
             counts[key] = counts.get(key, 0) + 1
     return most_counted(counts, limit)
 
 
-def most_counted(counts: Mapping[tuple[Any, ...], int], limit: int | None) -> list[tuple[Any, int]]:
+def most_counted(counts: Mapping[tuple[Json, ...], int], limit: int | None) -> list[tuple[Json, int]]:
     """(value, count) of counts by :meth:`Order.key`, most first, then in order of the values."""
     found = sorted(counts.items(), key=lambda one: (-one[1], one[0]))
     most = None if limit is None else whole_number("limit", limit, least=0)
     return [(_value(*key), count) for key, count in found[:most]]
 
 
-def _value(kind: int, value: Any) -> Any:
+def _value(kind: int, value: Json) -> Json:
     if _KINDS[kind] == "number":
         return int(value) if math.isfinite(value) and value.is_integer() and abs(value) < 2**53 else value
     return value if _KINDS[kind] == "text" else (None, False, True)[kind]

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any
 
 from ...errors import InvalidUnitError
 from ...utils.arguments import real_number, shown
@@ -54,12 +53,12 @@ class NamespaceInfo:
     """Seconds after which a unit expires that is stored without a time of its own; None for never."""
 
 
-def subtree_path(prefix: Any) -> Path:
+def subtree_path(prefix: object) -> Path:
     """The path of a subtree, from a sequence of parts or a text with slashes. Raises ConfigurationError."""
     return namespace_path(prefix, "prefix")
 
 
-def seconds(name: str, value: Any) -> float:
+def seconds(name: str, value: object) -> float:
     """A time to live in seconds, once it is known to be above 0 and at most 10,000 years. Raises InvalidUnitError."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
@@ -68,7 +67,7 @@ def seconds(name: str, value: Any) -> float:
     )
 
 
-def expiry_of(ttl: Any, expires_at: Any, now: float, default: float | None = None) -> float | None:
+def expiry_of(ttl: object, expires_at: object, now: float, default: float | None = None) -> float | None:
     """The Unix time at which a unit expires; None for never. default: the time to live where neither is given.
 
     An ``expires_at`` of infinity is never, whatever the default. Raises InvalidUnitError for both at once, and for
@@ -92,7 +91,9 @@ def expiry_of(ttl: Any, expires_at: Any, now: float, default: float | None = Non
     return real_number("expires_at", expires_at, words, -_LONGEST, _LONGEST, InvalidUnitError)
 
 
-def moments(ttl: Any, expires_at: Any, now: float, count: int, default: float | None = None) -> list[float | None]:
+def moments(
+    ttl: object, expires_at: object, now: float, count: int, default: float | None = None
+) -> list[float | None]:
     """As :func:`expiry_of` for each of ``count`` units; ``ttl`` and ``expires_at`` may be lists with one value each."""
     if _is_one(ttl) and _is_one(expires_at):
         return [expiry_of(ttl, expires_at, now, default)] * count
@@ -100,11 +101,11 @@ def moments(ttl: Any, expires_at: Any, now: float, count: int, default: float | 
     return [expiry_of(one, moment, now, default) for one, moment in zip(*both, strict=True)]
 
 
-def _is_one(value: Any) -> bool:
+def _is_one(value: object) -> bool:
     return value is None or isinstance(value, (numbers.Real, datetime, timedelta, str, bytes))
 
 
-def _each(name: str, value: Any, count: int) -> Sequence[Any]:
+def _each(name: str, value: object, count: int) -> Sequence[object]:
     if _is_one(value):
         return [value] * count
     if not isinstance(value, Sequence) or len(value) != count:

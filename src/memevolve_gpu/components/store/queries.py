@@ -6,7 +6,6 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 
 import apsw
 import numpy as np
@@ -19,7 +18,7 @@ from ...records.filter_sql import ids_at, matching
 from ...records.filters import Filter, matches
 from ...records.records import Records
 from ...records.transaction import Transaction, changed_since
-from ...types import FloatArray, Hit, IntArray, MemoryUnit
+from ...types import FloatArray, Hit, IntArray, Json, MemoryUnit
 from ...utils.vectors import normalize_rows
 from .listing import Listing, Order, cursor_of, most_counted, window_of
 from .ranking import Ranking, Window, best, similarity_of
@@ -80,7 +79,7 @@ def pages(
 
 
 def _in_order(
-    session: StoreSession, order: Order, slots: IntArray, start: tuple[Any, Any] | None, most: int | None
+    session: StoreSession, order: Order, slots: IntArray, start: tuple[Json, Json] | None, most: int | None
 ) -> IntArray:
     """The slots by the value of a field, those behind the cursor only; at least ``most`` of them, if there are."""
     every, field = session.live.field(order.path, slots)
@@ -106,7 +105,7 @@ def _in_order(
     return ordered
 
 
-def _place(field: FieldValues, kind: int, value: Any) -> tuple[int, float]:
+def _place(field: FieldValues, kind: int, value: Json) -> tuple[int, float]:
     """The key of a value among those of the field; between two of them where it is gone."""
     if not isinstance(value, str):
         return kind, float(value)
@@ -116,7 +115,7 @@ def _place(field: FieldValues, kind: int, value: Any) -> tuple[int, float]:
 
 def facet_counts(
     session: StoreSession, path: tuple[str, ...], filters: Filter, limit: int | None, scope: Scope
-) -> list[tuple[Any, int]]:
+) -> list[tuple[Json, int]]:
     """See ``VectorStore.facets``."""
     _, slots = session.live.matching(filters, scope)
     every, field = session.live.field(path, slots)

@@ -18,15 +18,14 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ...errors import InvalidFilterError, InvalidQueryError
 from ...records.filters import lookup, path_of
+from ...types import DoubleArray
 from ...utils.arguments import real_number, shown, whole_number
 from ...utils.plain import plain_scalar
 from ...utils.timestamps import micros_of
 
-Values = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 UNKNOWN = 0.5
@@ -62,7 +61,7 @@ class HalfLife:
 
     def __post_init__(self) -> None:
         """Raise InvalidQueryError for what is no time above 0, or no path."""
-        given: Any = self.time.total_seconds() if isinstance(self.time, timedelta) else self.time
+        given: object = self.time.total_seconds() if isinstance(self.time, timedelta) else self.time
         term = _TERM.fullmatch(given) if isinstance(given, str) else None
         if term:
             given = float(term[1]) * _UNITS[term[2]]
@@ -100,7 +99,7 @@ class Ranking:
             raise InvalidQueryError(f"recency must be a HalfLife such as HalfLife('30d'), got {shown(self.recency)}")
         if self.importance is not None:
             _checked_path("importance", self.importance)
-        given: Any = self.weights
+        given: object = self.weights
         if not isinstance(given, Mapping) or not given.keys() <= {"recency", "importance"}:
             raise InvalidQueryError(
                 f"weights must map 'recency' and 'importance' to numbers, got {shown(self.weights)}"
@@ -111,7 +110,9 @@ class Ranking:
                 raise InvalidQueryError(f"weights[{name!r}] weighs nothing without {name}=; give {name}= too")
 
     @classmethod
-    def of(cls, recency: Any, importance: Any, weights: Any) -> Ranking | None:
+    def of(
+        cls, recency: HalfLife | None, importance: str | None, weights: Mapping[str, float] | None
+    ) -> Ranking | None:
         """Make the ranking that the arguments of a search mean.
 
         Args:
@@ -130,7 +131,7 @@ class Ranking:
         return cls(recency, importance, {} if weights is None else weights)
 
     @staticmethod
-    def checked(ranking: Any) -> Ranking | None:
+    def checked(ranking: object) -> Ranking | None:
         """Check that something is a ranking.
 
         Args:
@@ -161,7 +162,7 @@ class Ranking:
         """The arguments of a search that mean this ranking."""
         return {"recency": self.recency, "importance": self.importance, "weights": self.weights}
 
-    def factors(self, moments: Values | None, importance: Values | None, now: float) -> Values:
+    def factors(self, moments: DoubleArray | None, importance: DoubleArray | None, now: float) -> DoubleArray:
         """Weigh rows.
 
         Args:
@@ -172,7 +173,7 @@ class Ranking:
         Returns:
             Factors in 0..1, float64 (n,), or () where neither counts.
         """
-        found: Any = 1.0
+        found: float | DoubleArray = 1.0
         if self.recency is not None and moments is not None:
             decay = np.exp2(-np.maximum(now - moments, 0.0) / self.recency.seconds)
             found = _blended(decay, self.weights.get("recency", 1.0))
@@ -180,7 +181,7 @@ class Ranking:
             found = found * _blended(np.clip(importance, 0.0, 1.0), self.weights.get("importance", 1.0))
         return np.asarray(found, dtype=np.float64)
 
-    def factor(self, unit: Mapping[str, Any], now: float) -> float:
+    def factor(self, unit: Mapping[str, object], now: float) -> float:
         """Weigh a unit.
 
         Args:
@@ -214,7 +215,7 @@ class Window:
     min_score: float | None = None
 
     @classmethod
-    def of(cls, top_k: int, offset: Any, min_score: Any) -> Window:
+    def of(cls, top_k: int, offset: object, min_score: object) -> Window:
         """Check the arguments of a search. Raises InvalidQueryError."""
         if min_score is not None:
             limits = ("a finite number, or None", -1e300, 1e300)
@@ -248,7 +249,7 @@ def best(fetch: Callable[[int], Sequence[tuple[float, float, T]]], wanted: int) 
         width *= _WIDER
 
 
-def similarity_of(distances: Any, metric: str) -> Any:
+def similarity_of(distances: float | DoubleArray, metric: str) -> DoubleArray:
     """Similarities in 0..1 of distances, one or an array; see this module."""
     if metric == "l2":
         return 1.0 / (1.0 + np.maximum(distances, 0.0))
@@ -257,22 +258,22 @@ def similarity_of(distances: Any, metric: str) -> Any:
     return (1.0 - distances / (1.0 + np.abs(distances))) / 2.0
 
 
-def _blended(values: Values, weight: float) -> Values:
+def _blended(values: DoubleArray, weight: float) -> DoubleArray:
     return 1.0 - weight + weight * np.nan_to_num(values, nan=UNKNOWN)
 
 
-def _moment(value: Any) -> float:
+def _moment(value: object) -> float:
     plain = plain_scalar(value)
     micros = micros_of(plain) if isinstance(plain, str) else None
     return np.nan if micros is None else micros / 1e6
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     plain = plain_scalar(value)
     return float(plain) if isinstance(plain, (int, float)) and not isinstance(plain, bool) else np.nan
 
 
-def _checked_path(name: str, path: Any) -> None:
+def _checked_path(name: str, path: object) -> None:
     try:
         path_of(path)
     except InvalidFilterError as error:

@@ -9,33 +9,31 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import cast
 
-from ...live.maintenance import Report
 from ...live.namespaces import DEFAULT
 from ...live.scheduler import RebuildReason
 from ...live.view import View
-from ...monitoring.events import EventLog, LatencyRing
+from ...monitoring.events import EventLog
 from ...planner.nlist import ListsRule, lists_status
 from ...records.schema import MODEL_KEY
 from ...records.transaction import Transaction
 from ...training.training_set import samples_wanted, source_for
+from ...types import Json, JsonObject
 from ...utils.arguments import word
 from ...utils.config import StorageConfig
-from .namespaces import NamespaceInfo
-from .namespaces import Path as Space
-from .report_types import (
+from ...utils.report_types import (
     DeviceReport,
     EventReport,
     Inventory,
-    LatencyReport,
-    MaintenanceReport,
     OperationEntry,
     PlanReport,
     StorageHealth,
     StoreStatistics,
     TrainingReport,
 )
+from .namespaces import NamespaceInfo
+from .namespaces import Path as Space
 from .service_samples import Samples
 from .session import AFTER_COMMIT, StoreSession
 from .units import MAX_UNIT_BYTES
@@ -54,7 +52,7 @@ RETRAIN_SHARE = 0.25
 """Management that removed this share of what the index was trained on has changed what it should be trained on."""
 
 
-def register(session: StoreSession, operation: str, details: Any, space: Space) -> OperationEntry:
+def register(session: StoreSession, operation: str, details: object, space: Space) -> OperationEntry:
     """Keep an operation in the history of its namespace and decide what the index does next."""
     word("operation_type", operation, OPERATIONS)
     entry = _entry(session, operation, plain_details(details), session.key_of(space))
@@ -84,7 +82,7 @@ def history_key(ns: int) -> str:
     return HISTORY_KEY if ns == DEFAULT else f"{HISTORY_KEY}/{ns}"
 
 
-def plain_details(details: Any) -> dict[str, Any]:
+def plain_details(details: object) -> JsonObject:
     """Convert the details of an operation to JSON values; a value that JSON cannot hold becomes its ``repr``.
 
     Details that are no mapping come under ``details``; those of more than MAX_UNIT_BYTES are cut.
@@ -114,7 +112,7 @@ def _entries(raw: bytes | None) -> list[OperationEntry] | None:
     return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else None
 
 
-def _entry(session: StoreSession, operation: str, details: dict[str, Any], ns: int) -> OperationEntry:
+def _entry(session: StoreSession, operation: str, details: JsonObject, ns: int) -> OperationEntry:
     after = session.records.count(ns=ns)
     removed = _removed(details)
     before = details.get("count_before")
@@ -131,7 +129,7 @@ def _entry(session: StoreSession, operation: str, details: dict[str, Any], ns: i
     }
 
 
-def _removed(details: Mapping[str, Any]) -> int:
+def _removed(details: Mapping[str, object]) -> int:
     """The number of deleted units, by any of the keys that callers use."""
     for name in ("removed", "deleted", "count"):
         value = details.get(name)
@@ -170,7 +168,7 @@ def _decide(session: StoreSession, kept: list[OperationEntry]) -> str:
     return decision
 
 
-def _plain(value: Any, deep: int) -> Any:
+def _plain(value: object, deep: int) -> Json:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral) and abs(int(value)) < 2**63:
@@ -184,7 +182,7 @@ def _plain(value: Any, deep: int) -> Any:
     return _repr(value)
 
 
-def _repr(value: Any) -> str:
+def _repr(value: object) -> str:
     """The beginning of its repr; the default repr where its own fails."""
     try:
         return repr(value)[:MOST_REPR]
@@ -400,7 +398,7 @@ def health_report(session: StoreSession, space: NamespaceInfo) -> StorageHealth:
         performance=performance,
         training=training_report(session, view, cause),
         refusals=[event.cause for event in session.events.recent("refused")[-1:] if view.stats.refused_rows],
-        device=_device(session, view),
+        device=session.live.device_manager.report(view),
         index_lag=max(0, head.last_seq - view.watermark),
         lag_cause=session.lagging,
         thread_failure=session.worker.start_failure,
@@ -431,7 +429,7 @@ def statistics_report(session: StoreSession, space: NamespaceInfo) -> StoreStati
             "reason": held.reason,
         },
         "plan": cast("PlanReport", asdict(planned)),
-        "device": _device(session, view),
+        "device": session.live.device_manager.report(view),
         "tail_rows": view.delta_n,
         "tombstones": view.index_dead + view.delta_dead,
         "memory_bytes": session.live.nbytes,
@@ -446,7 +444,7 @@ def statistics_report(session: StoreSession, space: NamespaceInfo) -> StoreStati
         },
         "probed_recall": view.stats.probed,
         "queries_sampled": session.live.query_sample.kept,
-        "latency": latency_report(session.live.latency),
+        "latency": session.live.latency.percentiles(),
         "generation": session.live.generation,
         "files": _file_bytes(session),
         "event_totals": session.events.totals(),
@@ -467,24 +465,9 @@ def inventory_report(session: StoreSession, ns: int) -> Inventory:
     }
 
 
-def maintenance_report(report: Report) -> MaintenanceReport:
-    """What a round of maintenance did, as plain values."""
-    return cast("MaintenanceReport", asdict(report))
-
-
-def latency_report(latency: LatencyRing) -> LatencyReport | None:
-    """Percentiles of the newest searches; None before the first."""
-    return cast("LatencyReport | None", latency.percentiles())
-
-
 def event_reports(events: EventLog) -> list[EventReport]:
     """The newest 20 events, newest last."""
-    return [cast("EventReport", event.as_dict()) for event in events.recent()[-20:]]
-
-
-def _device(session: StoreSession, view: View) -> DeviceReport:
-    """The device as it was last probed, with what was found of the index since."""
-    return cast("DeviceReport", session.live.device_manager.report(view))
+    return [event.report() for event in events.recent()[-20:]]
 
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:

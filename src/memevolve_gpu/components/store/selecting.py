@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from ...errors import ConfigurationError, EmbeddingError, StorageError
 from ...live.namespaces import Scope
@@ -16,7 +16,7 @@ from ...records.filters import Filter, parse, path_of
 from ...records.schema import MODEL_KEY
 from ...records.transaction import EncodedUnit, Transaction
 from ...records.writer import WriteContext
-from ...types import FloatArray, MemoryUnit
+from ...types import Filters, FloatArray, Json, MemoryUnit, Moment, Ttl
 from ...utils.arguments import listed, path_text, switch, whole_number
 from ...utils.config import StorageConfig, namespace_path
 from .copy import copy_store
@@ -60,17 +60,17 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         return Scope((self._key,), self._open.clock())
 
     @abstractmethod
-    def _past_units(self, as_of: Any, filters: Any = None, unit_id: str | None = None) -> list[MemoryUnit]:
+    def _past_units(self, as_of: object, filters: object = None, unit_id: str | None = None) -> list[MemoryUnit]:
         """The units of a moment."""
 
     def units(
         self,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         order_by: str | None = None,
         limit: int | None = None,
         after: str | None = None,
-        as_of: Any = None,
+        as_of: Moment = None,
     ) -> Listing:
         """Read units one by one, in pages: for stores that do not fit in a list.
 
@@ -103,20 +103,18 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
             return listing_of(lambda: self._past_units(as_of, filters), order_by, limit, after)
         return pages(self._open, self._filter(filters), order_by, limit, after, lambda: self._scope)
 
-    def facets(
-        self, field: str, filters: Mapping[str, Any] | None = None, limit: int | None = None
-    ) -> list[tuple[Any, int]]:
+    def facets(self, field: str, filters: Filters | None = None, limit: int | None = None) -> list[tuple[Json, int]]:
         return facet_counts(self._open, path_of(field), self._filter(filters), limit, self._scope)
 
-    def patch(self, unit_id: str, changes: Mapping[str, Any]) -> bool:
+    def patch(self, unit_id: str, changes: Mapping[str, object]) -> bool:
         wanted = checked_id(unit_id)
         return bool(self._merge_into("patch", lambda _: [wanted], changes))
 
-    def update_where(self, filters: Mapping[str, Any], changes: Mapping[str, Any]) -> int:
+    def update_where(self, filters: Filters, changes: Mapping[str, object]) -> int:
         parsed = some_condition(self._filter(filters), EVERY_UNIT)
         return self._merge_into("update_where", lambda tx: matching_ids(self._open, tx, parsed), changes)
 
-    def delete_where(self, filters: Mapping[str, Any]) -> int:
+    def delete_where(self, filters: Filters) -> int:
         session, parsed = self._open, some_condition(self._filter(filters), "call clear() to delete all")
         with self._write("delete_where") as tx:
             dropped = tx.drop_many(matching_ids(session, tx, parsed))
@@ -128,7 +126,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         *,
         offset: int = 0,
         min_score: float | None = None,
@@ -169,7 +167,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         return removed
 
     def set_limits(
-        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Any = UNCHANGED
+        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Ttl | Unchanged = UNCHANGED
     ) -> NamespaceInfo:
         if max_units is not None and max_units is not UNCHANGED:
             max_units = min(whole_number("max_units", max_units, error=ConfigurationError), 2**62)
@@ -182,7 +180,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
             )
         return self._info
 
-    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+    def set_expiry(self, ids: Iterable[str], *, ttl: Ttl = None, expires_at: Moment = None) -> int:
         session = self._open
         wanted = [checked_id(unit_id, f"ids[{i}]") for i, unit_id in enumerate(listed("ids", ids))]
         until = expiry_of(ttl, expires_at, session.clock())
@@ -271,7 +269,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         unit = one.unit
         return encoded({**unit, "metadata": {**unit["metadata"], "created_at": times[unit["id"]]}})
 
-    def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: Any) -> int:
+    def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: object) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""
         session, vectors = self._open, dict[str, FloatArray]()
         merged_unit({"id": changes.get("id") if isinstance(changes, Mapping) else None}, changes)
@@ -296,21 +294,21 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
             session.written(len(rows))
         return len(rows)
 
-    def _merged(self, old: MemoryUnit, changes: Any) -> tuple[EncodedUnit, str | None]:
+    def _merged(self, old: MemoryUnit, changes: object) -> tuple[EncodedUnit, str | None]:
         """The changed unit, and its text if that is another one."""
         unit = plain_unit(merged_unit(old, changes))
         made = encoded(self._updated_metadata(unit, old))
         text = unit_to_text(unit)
         return made, None if text == unit_to_text(old) else text_to_embed(unit)
 
-    def _filter(self, filters: Any) -> Filter:
+    def _filter(self, filters: object) -> Filter:
         return parse(filters, self.config.filter_unicode)
 
 
-def _stored_model(name: bytes | None) -> Callable[[str], Any] | None:
+def _stored_model(name: bytes | None) -> Callable[[str], NoReturn] | None:
     """An embedding function that has the name of a model and embeds nothing."""
 
-    def refuse(_text: str) -> Any:
+    def refuse(_text: str) -> NoReturn:
         raise EmbeddingError("given vectors are stored, nothing is embedded")
 
     if name is None:

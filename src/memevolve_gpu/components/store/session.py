@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.ma  # np.unique imports it at its first call, which the search of a signal handler could interrupt
@@ -34,7 +33,7 @@ from ...records.erasure import finish_erasure, is_unfinished
 from ...records.filters import path_of
 from ...records.records import Records
 from ...records.schema import MODEL_KEY, StoreInfo
-from ...types import FloatArray, Hit, MemoryUnit, Metric
+from ...types import FloatArray, Hit, JsonObject, MemoryUnit, Metric
 from ...utils.arguments import shown
 from ...utils.config import StorageConfig, gpu_order, visible_gpus
 from ...utils.embeddings import Embedder, EmbeddingFunction
@@ -156,7 +155,7 @@ class StoreSession:
         """Let the background thread look for work now; False where there is none."""
         return self.config.background and not self.records.read_only and self.worker.wake()
 
-    def queries(self, given: Any) -> FloatArray | DeviceQueries:
+    def queries(self, given: object) -> FloatArray | DeviceQueries:
         """Check queries; they stay on the device where they lie if the index takes them there."""
         index, dim, metric = self.live.view.index, self.records.dim, self.records.metric
         if index.accepts_device_queries and index.device != "cpu":
@@ -256,8 +255,8 @@ def open_session(
         prefix = f"{Path.cwd()}/{prefix}"  # once: a later chdir must not split the files of a store
     if machine is not None and not isinstance(machine, Machine):
         raise ConfigurationError(f"machine must be a Machine or None, got {shown(machine)}")
-    given: Any = clock
-    if clock is not None and not (callable(given) and isinstance(given(), (int, float))):
+    given: object = clock
+    if given is not None and not (callable(given) and isinstance(given(), (int, float))):
         raise ConfigurationError(f"clock must be a function that gives the Unix time, got {shown(clock)}")
     try:
         require_faiss()
@@ -409,7 +408,7 @@ def _memory_limit(config: StorageConfig) -> int:
 
 
 def _settings(config: StorageConfig, limit: int) -> LiveSettings:
-    names: dict[str, Any] = {
+    names: JsonObject = {
         name: getattr(config, name)
         for name in LiveSettings.__dataclass_fields__
         if name not in ("budget_bytes", "seed")

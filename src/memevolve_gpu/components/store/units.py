@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import TypeGuard, TypeVar
 
 from ...errors import EmbeddingError, InvalidQueryError, InvalidUnitError
 from ...records.transaction import EncodedUnit
-from ...types import FloatArray, MemoryUnit, Metric
+from ...types import FloatArray, Json, JsonObject, MemoryUnit, Metric, Vectors
 from ...utils.arguments import listed, shown, whole_number
 from ...utils.embeddings import Embedder
 from ...utils.plain import json_text, plain_scalar, plain_text
@@ -30,7 +30,7 @@ MAX_LEVELS = 100
 """Most dicts and lists within each other in a unit; parsers and writers of JSON stop at about 200."""
 
 
-def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
+def checked_unit(unit: object, where: str = "unit") -> MemoryUnit:
     """A copy of the unit in plain JSON values, which is what is stored, embedded and compared from here on.
 
     Tuples become lists; members of ``str`` and ``int`` enumerations, NumPy's scalars and moments in time become what
@@ -44,7 +44,7 @@ def checked_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     return plain
 
 
-def plain_unit(unit: Any, where: str = "unit") -> MemoryUnit:
+def plain_unit(unit: object, where: str = "unit") -> MemoryUnit:
     """As :func:`checked_unit`, except that :func:`encoded` refuses what is too large or has no form in JSON."""
     if not isinstance(unit, dict):
         raise InvalidUnitError(f"{where} must be a dict, got {type(unit).__name__}; pass a JSON object")
@@ -60,7 +60,7 @@ def plain_unit(unit: Any, where: str = "unit") -> MemoryUnit:
     return plain
 
 
-def checked_id(unit_id: Any, where: str = "unit_id") -> str:
+def checked_id(unit_id: object, where: str = "unit_id") -> str:
     """The id as a plain string of 1 to MAX_ID_CHARS characters without NUL; else InvalidUnitError."""
     if not isinstance(unit_id, str):
         raise InvalidUnitError(f"{where} must be a string, got {type(unit_id).__name__}")
@@ -69,7 +69,7 @@ def checked_id(unit_id: Any, where: str = "unit_id") -> str:
     return plain_text(unit_id)
 
 
-def one_id(value: Any, batch: str) -> bool:
+def one_id(value: object, batch: str) -> bool:
     """May ``value`` be looked up as an id? Several ids at once are a TypeError that names ``batch``."""
     if isinstance(value, (list, tuple, set, frozenset, dict)):
         raise TypeError(f"unit_id must be one id, got a {type(value).__name__}; for several ids call {batch}")
@@ -96,7 +96,7 @@ class OpenBackend(StorageBackend):
         """Close the store."""
         self.close()
 
-    def _unit_to_text(self, unit: Mapping[str, Any]) -> str:
+    def _unit_to_text(self, unit: MemoryUnit) -> str:
         """Return the text that is embedded: content, then reasoning, query, tags and type."""
         return unit_to_text(unit)
 
@@ -145,7 +145,7 @@ class UnitEmbedder:
         """Embed a query: float32 (dim,)."""
         return check_vector(self._required().embed_query(text), self._dim, self._metric, name="query")
 
-    def vectors_for(self, texts: list[str], embeddings: Any, progress: Progress | None) -> FloatArray:
+    def vectors_for(self, texts: list[str], embeddings: Vectors | None, progress: Progress | None) -> FloatArray:
         """Check the given vectors, or embed the texts: float32 (n, dim)."""
         if embeddings is None:
             report = None if progress is None else (lambda done, of: progress("embed", done / of))
@@ -166,12 +166,12 @@ def looked_up(ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(plain_text(unit_id) for unit_id in listed("ids", ids) if is_id(unit_id)))
 
 
-def with_id(unit: Any, unit_id: str) -> Any:
+def with_id(unit: object, unit_id: str) -> Json:
     """A copy of the unit with that id; what is no unit stays as it is, for ``checked_unit`` to refuse."""
     return {**unit, "id": unit_id} if isinstance(unit, dict) else unit
 
 
-def check_arguments(top_k: Any, recall: Any, query: Any = "") -> int:
+def check_arguments(top_k: object, recall: object, query: object = "") -> int:
     """``top_k`` as an int; InvalidQueryError for what no search can answer."""
     if not isinstance(query, str):
         raise InvalidQueryError(f"query must be a string, got {type(query).__name__}; see search_vectors")
@@ -190,7 +190,7 @@ def check_width(queries: int, top_k: int) -> None:
         )
 
 
-def unit_to_text(unit: Mapping[str, Any]) -> str:
+def unit_to_text(unit: MemoryUnit) -> str:
     """The text that is embedded: content, reasoning, query, tags and type, joined by spaces."""
     content, reasoning, query, tags, kind = map(unit.get, ("content", "reasoning", "query", "tags", "type"))
     parts = [
@@ -203,7 +203,7 @@ def unit_to_text(unit: Mapping[str, Any]) -> str:
     return " ".join(filter(None, parts))
 
 
-def text_to_embed(unit: Mapping[str, Any], where: str = "unit") -> str:
+def text_to_embed(unit: MemoryUnit, where: str = "unit") -> str:
     """As :func:`unit_to_text`, for a unit whose vector is to be made of it.
 
     Raises InvalidUnitError, naming ``where`` and the key to use, where the text that was meant is not in it: content,
@@ -221,7 +221,7 @@ def text_to_embed(unit: Mapping[str, Any], where: str = "unit") -> str:
     return unit_to_text(unit)
 
 
-def texts_of(units: Sequence[Mapping[str, Any]], *, to_embed: bool) -> list[str]:
+def texts_of(units: Sequence[MemoryUnit], *, to_embed: bool) -> list[str]:
     """The text of each unit of a batch, which must have one where it is ``to_embed``; see :func:`text_to_embed`."""
     if not to_embed:
         return [unit_to_text(unit) for unit in units]
@@ -231,21 +231,21 @@ def texts_of(units: Sequence[Mapping[str, Any]], *, to_embed: bool) -> list[str]
 _OTHER_TEXT_KEYS = ("text", "page_content", "message", "document", "body", "memory", "summary", "description")
 
 
-def _holds_text(value: Any) -> bool:
+def _holds_text(value: object) -> bool:
     if isinstance(value, str):
         return bool(value.strip())
     return isinstance(value, (dict, list)) and bool(value)
 
 
-def _spoken(value: Any) -> str:
+def _spoken(value: object) -> str:
     return value if type(value) is str else str(plain_scalar(value))
 
 
-def _plain_dict(value: dict[Any, Any], where: str, level: int = 1) -> dict[str, Any]:
+def _plain_dict(value: dict[Json, Json], where: str, level: int = 1) -> JsonObject:
     """A copy in which every value is one of JSON, except those that JSON has no word for."""
     if level > MAX_LEVELS:
         raise RecursionError
-    made: dict[str, Any] = {}
+    made: JsonObject = {}
     for key, inner in value.items():
         name = key if type(key) is str and "\0" not in key else _checked_key(key, where)
         if type(inner) in _SCALARS:
@@ -259,7 +259,7 @@ def _plain_dict(value: dict[Any, Any], where: str, level: int = 1) -> dict[str, 
     return made
 
 
-def _checked_key(key: Any, where: str) -> str:
+def _checked_key(key: object, where: str) -> str:
     if not isinstance(key, str):
         raise InvalidUnitError(f"{where} has the key {key!r}; JSON keys are strings: use {str(key)!r}")
     if "\0" in key:
@@ -270,7 +270,7 @@ def _checked_key(key: Any, where: str) -> str:
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def _plain_list(values: list[Any] | tuple[Any, ...], where: str, level: int) -> list[Any]:
+def _plain_list(values: list[Json] | tuple[Json, ...], where: str, level: int) -> list[Json]:
     if level > MAX_LEVELS:
         raise RecursionError
     return [

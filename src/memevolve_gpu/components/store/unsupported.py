@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ...errors import ConfigurationError
+from ...types import Filters, Moment, Ttl
 from .namespaces import UNCHANGED, NamespaceInfo, Unchanged
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Unsupported:
         raise self._missing("keep namespaces", "namespace")
 
     def set_limits(
-        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Any = UNCHANGED
+        self, *, max_units: int | Unchanged | None = UNCHANGED, default_ttl: Ttl | Unchanged = UNCHANGED
     ) -> NamespaceInfo:
         """Set the limits of the namespace of this backend. A limit that is not named stays as it is.
 
@@ -90,7 +91,7 @@ class Unsupported:
         """
         raise self._missing("keep namespaces", "namespace")
 
-    def set_expiry(self, ids: Iterable[str], *, ttl: Any = None, expires_at: Any = None) -> int:
+    def set_expiry(self, ids: Iterable[str], *, ttl: Ttl = None, expires_at: Moment = None) -> int:
         """Set when units expire, in one transaction.
 
         Args:
@@ -231,7 +232,7 @@ class Unsupported:
         raise self._missing("give a feed of changes", "changes")
 
     def forget_subject(
-        self, filters: Mapping[str, Any], *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
+        self, filters: Filters, *, prefix: Sequence[str] | str | None = None, timeout: float = 30.0
     ) -> Erasure:
         """Delete units for good: no byte of them is left in the files of the store.
 
@@ -261,7 +262,7 @@ class Unsupported:
         kind = getattr(self, "_kind", type(self).__name__)
         return ConfigurationError(f"{argument}{': ' * bool(argument)}a {kind} cannot {ability}{why}; use a VectorStore")
 
-    def _refuse(self, **given: Any) -> None:
+    def _refuse(self, **given: object) -> None:
         """Raise ConfigurationError for an argument, other than None, that this backend cannot honour."""
         for argument, value in given.items():
             if value is not None:

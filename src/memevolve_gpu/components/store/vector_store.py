@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,11 +19,19 @@ from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
 from ...records.transaction import Transaction
-from ...types import FloatArray, Hit, MemoryUnit
+from ...types import Each, Filters, FloatArray, Hit, JsonObject, MemoryUnit, Moment, Ttl, Vectors
 from ...utils.arguments import callback, change, listed, mapping, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig, namespace_path
 from ...utils.embeddings import EmbeddingFunction
 from ...utils.plain import plain_text
+from ...utils.report_types import (
+    IndexInfo,
+    Inventory,
+    MaintenanceReport,
+    OperationEntry,
+    StorageHealth,
+    StoreStatistics,
+)
 from ...utils.vectors import DeviceQueries, cosines, normalize_rows
 from .base import Progress
 from .capacity import move_waiting_rows, report_pruned, reserve_room
@@ -32,8 +40,7 @@ from .history import HistoryMixin
 from .namespaces import Path, expiry_of, moments, subtree_path
 from .queries import drop_all, drop_unchanged, ranked_hits, widened
 from .ranking import HalfLife, Ranking, Window, score_of
-from .report_types import IndexInfo, Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
-from .reports import health_report, inventory_report, maintenance_report, register, statistics_report
+from .reports import health_report, inventory_report, register, statistics_report
 from .selecting import NamespacedBackend
 from .session import StoreSession, open_session
 from .units import (
@@ -94,7 +101,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         embedding_function: EmbeddingFunction | None,
         embedding_dim: int | None = None,
         index_type: str | None = None,
-        storage_config: Any = None,
+        storage_config: object = None,
         *,
         machine: Machine | None = None,
         clock: Callable[[], float] | None = None,
@@ -175,7 +182,9 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
     # Writing
 
-    def store(self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Any = None, expires_at: Any = None) -> str:
+    def store(
+        self, unit: MemoryUnit, *, replaces: str | None = None, ttl: Ttl = None, expires_at: Moment = None
+    ) -> str:
         """Store a unit. The given dict is not changed; the stored unit has ``metadata.created_at``.
 
         Args:
@@ -219,11 +228,11 @@ class VectorStore(HistoryMixin, NamespacedBackend):
     def store_batch(
         self,
         units: Sequence[MemoryUnit],
-        embeddings: Any = None,
+        embeddings: Vectors | None = None,
         progress: Progress | None = None,
         *,
-        ttl: Any = None,
-        expires_at: Any = None,
+        ttl: Each[Ttl] = None,
+        expires_at: Each[Moment] = None,
     ) -> list[str]:
         """Store several units in one transaction: all of them or none.
 
@@ -250,7 +259,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         self,
         delete_ids: Iterable[str],
         units: Sequence[MemoryUnit],
-        embeddings: Any = None,
+        embeddings: Vectors | None = None,
         *,
         unchanged_since: int | None = None,
     ) -> list[str]:
@@ -260,7 +269,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
             raise InvalidUnitError(f"delete_ids names {shown(twice)} twice; name each unit once")
         return self._write_batch(wanted, units, embeddings, None, unchanged_since, operation="replace_batch")
 
-    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Any = None, expires_at: Any = None) -> bool:
+    def update(self, unit_id: str, unit: MemoryUnit, *, ttl: Ttl = None, expires_at: Moment = None) -> bool:
         """Replace a unit, keep its ``metadata.created_at`` and set ``metadata.updated_at``.
 
         Works at the capacity limit too. A text that stays the same is not embedded again.
@@ -338,7 +347,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
     # Reading
 
-    def retrieve(self, unit_id: str, *, ttl: Any = None, as_of: Any = None) -> MemoryUnit | None:
+    def retrieve(self, unit_id: str, *, ttl: Ttl = None, as_of: Moment = None) -> MemoryUnit | None:
         """Read a unit, and count that as an access.
 
         Args:
@@ -373,7 +382,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
     def exists(self, unit_id: str) -> bool:
         return one_id(unit_id, "retrieve_batch") and self._open.records.exists(unit_id, ns=self._key)
 
-    def count(self, filters: Mapping[str, Any] | None = None) -> int:
+    def count(self, filters: Filters | None = None) -> int:
         """Count the units.
 
         Args:
@@ -381,12 +390,15 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
         Returns:
             The number of units.
+
+        Raises:
+            InvalidFilterError: ``filters`` is malformed.
         """
         if filters is None:
             return self._open.records.count(ns=self._key)
         return len(self._open.live.matching(self._filter(filters), self._scope)[1])
 
-    def get_metadata(self, unit_id: str) -> dict[str, Any] | None:
+    def get_metadata(self, unit_id: str) -> JsonObject | None:
         unit = self._open.records.get(unit_id, ns=self._key) if is_id(unit_id) else None
         return None if unit is None else unit.get("metadata")
 
@@ -414,7 +426,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -435,7 +447,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         self,
         query: str,
         top_k: int = 5,
-        filters: Mapping[str, Any] | None = None,
+        filters: Filters | None = None,
         recall: float | None = None,
         *,
         record: bool = True,
@@ -470,7 +482,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return hits
 
     def search_vectors(
-        self, queries: Any, top_k: int = 5, filters: Mapping[str, Any] | None = None, recall: float | None = None
+        self, queries: Vectors, top_k: int = 5, filters: Filters | None = None, recall: float | None = None
     ) -> tuple[FloatArray, list[list[str | None]]]:
         session = self._open
         width = check_arguments(top_k, recall)
@@ -503,7 +515,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
     def run_maintenance(self, progress: Progress | None = None) -> MaintenanceReport:
         self._open.accesses.flush()
-        return maintenance_report(self._open.maintenance.run(callback("progress", progress)))
+        return self._open.maintenance.run(callback("progress", progress)).report()
 
     def retrain(self, progress: Progress | None = None, samples: bool = False) -> MaintenanceReport:
         """Train the index again, whether that is due or not.
@@ -517,9 +529,9 @@ class VectorStore(HistoryMixin, NamespacedBackend):
             What was done.
         """
         reason = RebuildReason("train", "asked for", by_request=switch("samples", samples))
-        return maintenance_report(self._open.maintenance.run(callback("progress", progress), force=reason))
+        return self._open.maintenance.run(callback("progress", progress), force=reason).report()
 
-    def register_management_operation(self, operation_type: str, details: Any) -> OperationEntry:
+    def register_management_operation(self, operation_type: str, details: object) -> OperationEntry:
         return register(self._open, operation_type, details, self.namespace_path)
 
     def check(self, fix: bool = False) -> list[Finding]:
@@ -530,6 +542,9 @@ class VectorStore(HistoryMixin, NamespacedBackend):
 
         Returns:
             The findings, each with ``code``, ``message`` and ``fixed``; empty for a sound store.
+
+        Raises:
+            ConfigurationError: This is a view of one namespace.
         """
         return self._whole("check").check(switch("fix", fix))
 
@@ -577,11 +592,11 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         """
         return statistics_report(self._open, self._info)
 
-    def save_state(self) -> dict[str, Any]:
+    def save_state(self) -> JsonObject:
         found = {"index_file": self.index_file, "store_id": self._open.records.store_id, "count": self.count()}
         return {**found, "namespace": list(self.namespace_path)} if self.namespace_path else found
 
-    def restore_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, object]) -> None:
         held = mapping("state", state)
         source, path = held.get("index_file"), namespace_path(held.get("namespace"))
         if source is None or (held.get("store_id") == self._open.records.store_id and path == self.namespace_path):
@@ -624,11 +639,11 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         self,
         delete_ids: list[str],
         units: Sequence[MemoryUnit],
-        embeddings: Any,
+        embeddings: Vectors | None,
         progress: Progress | None,
         since: int | None,
-        ttl: Any = None,
-        expires_at: Any = None,
+        ttl: Each[Ttl] = None,
+        expires_at: Each[Moment] = None,
         operation: str = "store_batch",
     ) -> list[str]:
         session, since = self._open, change("unchanged_since", since)
@@ -658,7 +673,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         self,
         query: str,
         top_k: int,
-        filters: Mapping[str, Any] | None,
+        filters: Filters | None,
         recall: float | None,
         keys: tuple[int, ...] | None = None,
     ) -> Found | None:
@@ -673,7 +688,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         self,
         vectors: FloatArray | DeviceQueries,
         top_k: int,
-        filters: Mapping[str, Any] | None,
+        filters: Filters | None,
         recall: float | None,
         keys: tuple[int, ...] | None = None,
     ) -> Found:

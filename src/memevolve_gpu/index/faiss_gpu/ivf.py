@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from ...errors import EngineError
-from ...types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
+from ...types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
 from ..base import Arrays, BuildJob, Progress, out_of_range
 from ..bitmap import RowFilter
 from ..faiss_helpers import emptied, from_bytes, metric_of, quiet, to_bytes
@@ -41,7 +41,7 @@ class FaissGpuIVFIndex(FaissGpuIndex):
         metric: Metric,
         rows: Rows,
         table: VectorTable,
-        trained: Any,
+        trained: FaissIndex,
         progress: Progress = lambda _stage, _share: None,
     ) -> None:
         """``trained`` is faiss' CPU index without rows."""
@@ -101,7 +101,7 @@ class FaissGpuIVFIndex(FaissGpuIndex):
         return lists_query_bytes(nprobe, self.dim, fetch) + flat_query_bytes(self.nlist, self.dim, nprobe)
 
 
-def _trained(job: BuildJob, gpu_resources: GpuResources, stored: str) -> Any:
+def _trained(job: BuildJob, gpu_resources: GpuResources, stored: str) -> FaissIndex:
     """The CPU index of faiss without rows, by the centroids of the index to reuse or of k-means on the device."""
     faiss, dim, nlist = gpu_resources.faiss, job.rows.vectors.shape[1], job.plan.nlist
     kind, before = metric_of(faiss, job.metric), job.reuse_from
@@ -128,13 +128,13 @@ def _trained(job: BuildJob, gpu_resources: GpuResources, stored: str) -> Any:
     return trained
 
 
-def _centroids_of(trained: Any) -> FloatArray:
+def _centroids_of(trained: FaissIndex) -> FloatArray:
     with translate_error("reading trained centroids"):
         centroids: FloatArray = load_faiss().downcast_index(trained.quantizer).reconstruct_n(0, trained.nlist)
     return centroids
 
 
-def _filled(gpu_resources: GpuResources, trained: Any, table: VectorTable, progress: Progress) -> Any:
+def _filled(gpu_resources: GpuResources, trained: FaissIndex, table: VectorTable, progress: Progress) -> FaissIndex:
     """A copy of ``trained`` with the rows of ``table``; the device finds the nearest centroid of each."""
     lists, centroids, ptr = emptied(trained), _centroids_of(trained), gpu_resources.faiss.swig_ptr
     size = flat_bytes(len(centroids), table.dim, half=False)
@@ -150,7 +150,7 @@ def _filled(gpu_resources: GpuResources, trained: Any, table: VectorTable, progr
     return lists
 
 
-def _uploaded(gpu_resources: GpuResources, lists: Any, size: int) -> GpuIndexHandle:
+def _uploaded(gpu_resources: GpuResources, lists: FaissIndex, size: int) -> GpuIndexHandle:
     with gpu_resources.building("loading inverted lists", size, keep=True) as handle:
         options = gpu_resources.faiss.INDICES_32_BIT
         handle.make("GpuIndexIVFScalarQuantizer", lists, indicesOptions=options)

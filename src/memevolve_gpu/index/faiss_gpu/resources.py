@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
 
 from ...errors import DeviceError, MemEvolveError
+from ...types import FaissIndex, FaissObject
 from ...utils.forking import call_in_child
 from ..device_failover import BusyError, cause_of, lost_devices, mark_lost
 from ..faiss_support import load_faiss
@@ -77,9 +77,9 @@ class GpuResources:
     def __init__(self, faiss: ModuleType, number: int) -> None:
         self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
         self._lock, self._forked = threading.RLock(), False
-        self.resources: Any = None
+        self.resources: FaissObject = None
         self._handles: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
-        self._retired: deque[list[Any]] = deque()
+        self._retired: deque[list[FaissIndex]] = deque()
         self._building = 0
         self._seen_shapes: set[Hashable] = set()
 
@@ -152,7 +152,7 @@ class GpuResources:
                 if not kept:
                     self._retired.append(handle.held)
 
-    def retire(self, held: list[Any]) -> None:
+    def retire(self, held: list[FaissIndex]) -> None:
         """Free the indexes in ``held``: at once where the lock is free, else when it is next taken."""
         self._retired.append(held)
         if self._lock.acquire(blocking=False):
@@ -211,15 +211,15 @@ class GpuIndexHandle:
 
     def __init__(self, gpu_resources: GpuResources, nbytes: int) -> None:
         self.gpu_resources, self.nbytes = gpu_resources, nbytes
-        self.held: list[Any] = []
+        self.held: list[FaissIndex] = []
         weakref.finalize(self, gpu_resources.retire, self.held)
 
     @property
-    def engine(self) -> Any:
+    def engine(self) -> FaissIndex:
         """The index."""
         return self.held[0]
 
-    def make(self, name: str, *arguments: Any, **fields: Any) -> Any:
+    def make(self, name: str, *arguments: object, **fields: FaissIndex) -> FaissIndex:
         """Make the index, of faiss' class ``name`` without cuVS; ``fields`` of its configuration. Under the lock.
 
         Its Python part keeps arguments of the constructor for as long as it lives; one may be the index whose rows were
@@ -235,7 +235,7 @@ class GpuIndexHandle:
         return self.engine
 
 
-def _resources(faiss: ModuleType, number: int) -> Any:
+def _resources(faiss: ModuleType, number: int) -> FaissObject:
     """Resources with a fixed amount of temporary memory and no pinned host memory, since transfers are small.
 
     Made in full or not at all: faiss would use half-made ones and follow a null pointer later.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from types import ModuleType
 
 from ...errors import first_line
+from ...types import Device, Stream, Tensor
 from ...utils.lru import LruCache
 from ..device_failover import cause_of
 from .runtime import load_torch
@@ -24,7 +25,7 @@ _WARM = 2
 class _Recording:
     """One graph with the buffers that it reads and writes; used under the device's lock."""
 
-    def __init__(self, columns: int, device: Any, search: Callable[[Any], Any]) -> None:
+    def __init__(self, columns: int, device: Device, search: Callable[[Tensor], Tensor]) -> None:
         torch = load_torch()
         self._reads = search  # keep it alive: the graph knows only addresses
         self.query = torch.zeros((1, columns), dtype=torch.float32, device=device)
@@ -42,13 +43,13 @@ class _Recording:
             raise
         before.wait_stream(side)
 
-    def run(self, query: Any) -> Any:
+    def run(self, query: Tensor) -> Tensor:
         self.query.copy_(query, non_blocking=True)
         self.graph.replay()
         return self.found.cpu()
 
 
-def _undo(torch: Any, before: Any, pool: Any) -> None:
+def _undo(torch: ModuleType, before: Stream, pool: tuple[int, int]) -> None:
     """Leave the caller on the stream where it was, and torch's allocator as it was: a recording that broke off leaves
     neither (torch 2.13)."""
     torch.cuda.set_stream(before)
@@ -88,7 +89,7 @@ class CudaGraphCache:
         self._works = True
         self._recorded = 0
 
-    def run(self, shape: Shape, query: Any, device: Any, search: Callable[[Any], Any]) -> Any:
+    def run(self, shape: Shape, query: Tensor, device: Device, search: Callable[[Tensor], Tensor]) -> Tensor:
         """``search(query)`` on the host: int64 (1, w); ``query`` float32 (1, columns) on the host or ``device``.
 
         ``search`` computes the same from any query of that ``shape``.
@@ -107,7 +108,9 @@ class CudaGraphCache:
     def _warm(self, shape: Shape) -> bool:
         return self._seen.put(shape, (self._seen.get(shape) or 0) + 1) > _WARM
 
-    def _record(self, shape: Shape, columns: int, device: Any, search: Callable[[Any], Any]) -> _Recording | None:
+    def _record(
+        self, shape: Shape, columns: int, device: Device, search: Callable[[Tensor], Tensor]
+    ) -> _Recording | None:
         try:
             recording = _Recording(columns, device, search)
         except RuntimeError as error:

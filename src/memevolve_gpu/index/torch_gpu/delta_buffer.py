@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from ...errors import DeviceError, first_line
-from ...types import FloatArray, IntArray, Metric
+from ...types import FloatArray, IntArray, Metric, Tensor
 from ..base import DeltaRows
 from ..bitmap import RowFilter
 from ..device_failover import cause_of
@@ -67,7 +66,7 @@ class DeviceDeltaBuffer:
         return 0 if rows is None else rows.nbytes
 
     def search(
-        self, n: int, queries: Any, k: int, row_filter: RowFilter | None, batch: int
+        self, n: int, queries: FloatArray | Tensor, k: int, row_filter: RowFilter | None, batch: int
     ) -> tuple[FloatArray, IntArray] | None:
         """The k nearest of the first ``n`` rows, those that ``row_filter`` (over n rows) does not name left out.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from ...types import FloatArray, Metric, Precision
+from ...types import Device, FloatArray, Matrix, Metric, Precision, Tensor
 from ..vector_table import VectorTable
 from .runtime import host_tensor, load_torch, sent
 
@@ -90,7 +89,7 @@ class Quantization:
         reach = float(np.abs(far, out=far).max(initial=0.0))
         return longest * self.scale <= self.farthest and reach * self.scale <= 2 * _LARGEST
 
-    def enter(self, vectors: Any, columns: int, device: Any) -> Any:
+    def enter(self, vectors: Matrix, columns: int, device: Device) -> Tensor:
         """``vectors`` float32 (m, dim), on the host or the device already, in this space: float32 (m, columns)."""
         torch = load_torch()
         rows = sent(vectors, device) if isinstance(vectors, np.ndarray) else vectors
@@ -132,12 +131,12 @@ class Queries:
     A row's score is ``bias - factor * dot``. ``raw`` float32 (nq, dim) is what was given; None for one query.
     """
 
-    raw: Any
-    wide: Any
-    factor: Any
+    raw: Tensor
+    wide: Tensor
+    factor: Tensor
 
     @classmethod
-    def prepare(cls, raw: Any, rows: DeviceRows) -> Queries:
+    def prepare(cls, raw: Tensor, rows: DeviceRows) -> Queries:
         """``raw`` float32 (nq, dim) on the device of ``rows``."""
         torch = load_torch()
         wide = raw if rows.metric == "ip" else raw.sub(rows.centre).mul_(rows.scale)
@@ -146,13 +145,13 @@ class Queries:
         return cls.from_wide(raw, wide.contiguous(), rows)
 
     @classmethod
-    def from_wide(cls, raw: Any, wide: Any, rows: DeviceRows) -> Queries:
+    def from_wide(cls, raw: Tensor | None, wide: Tensor, rows: DeviceRows) -> Queries:
         """``wide`` as :meth:`DeviceRows.to_device_space` returns it, on the device."""
         torch = load_torch()
         factor = 1.0 if rows.metric == "ip" else 2.0
         return cls(raw, wide, torch.full((len(wide),), factor, dtype=torch.float32, device=wide.device))
 
-    def narrow(self, rows: DeviceRows) -> tuple[Any, Any]:
+    def narrow(self, rows: DeviceRows) -> tuple[Tensor, Tensor]:
         """The queries (nq, columns) in the number format of ``rows``, float16 or int8, stretched to use its range, with
         the factors that undo it."""
         int8 = rows.x.dtype == load_torch().int8
@@ -173,19 +172,19 @@ class DeviceRows:
     """
 
     metric: Metric
-    x: Any
-    scales: Any
-    bias: Any
-    living: Any
-    order: Any
-    places: Any
-    float32_rows: Any
-    centre: Any
+    x: Tensor
+    scales: Tensor
+    bias: Tensor
+    living: Tensor
+    order: Tensor
+    places: Tensor
+    float32_rows: Tensor
+    centre: Tensor
     scale: float
 
     @classmethod
     def empty(
-        cls, metric: Metric, quantization: Quantization, shape: tuple[int, int, int], device: Any, **kinds: bool
+        cls, metric: Metric, quantization: Quantization, shape: tuple[int, int, int], device: Device, **kinds: bool
     ) -> DeviceRows:
         """Memory for ``shape`` = (n, dim, groups); kinds: ``int8``, ``float32_rows`` for float32 rows beside it,
         ``listed`` for rows in another order than that of their positions.
@@ -233,7 +232,7 @@ class DeviceRows:
         own = (self.x, self.scales, self.bias, self.living, self.order, self.places, self.float32_rows, self.centre)
         return sum(int(one.numel() * one.element_size()) for one in own if one is not None)
 
-    def put(self, start: int, block: Any, vectors: Any = None) -> None:
+    def put(self, start: int, block: Tensor, vectors: Tensor | None = None) -> None:
         """Fill in rows ``start`` and following, where ``places`` says.
 
         block float32 (m, columns) as :meth:`Quantization.enter` returns them; vectors float32 (m, dim), kept where
@@ -253,7 +252,7 @@ class DeviceRows:
         if self.float32_rows is not None:
             self.float32_rows[positions] = vectors
 
-    def take_over(self, old: DeviceRows, moved: Any) -> None:
+    def take_over(self, old: DeviceRows, moved: Tensor) -> None:
         """Fill in the rows of ``old``, all of them alive: its group i goes to ``moved[i]``, rows stay in their groups.
 
         moved int64 (groups in use,).
@@ -276,7 +275,7 @@ class DeviceRows:
         m = min(groups, self.groups) * GROUP
         return replace(self, x=self.x[:m], scales=self.scales[:m], bias=self.bias[:m], order=self.order[:m])
 
-    def only(self, row_filter: Any) -> DeviceRows:
+    def only(self, row_filter: Tensor) -> DeviceRows:
         """The same rows with those hidden that ``row_filter`` bool (n,) on the device does not name."""
         bias = self.bias.clone()
         for start in range(0, len(bias), _SLICE):
@@ -286,7 +285,7 @@ class DeviceRows:
         return replace(self, bias=bias)
 
 
-def _whole_numbers(block: Any) -> tuple[Any, Any]:
+def _whole_numbers(block: Tensor) -> tuple[Tensor, Tensor]:
     """Whole numbers from -127 to 127, float32 (m, columns), and scales float32 (m,) that give them the length of the
     rows of ``block``."""
     step = block.abs().amax(1, keepdim=True).div_(127)

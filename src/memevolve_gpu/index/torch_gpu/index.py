@@ -6,12 +6,12 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
 from ...errors import DeviceError, EngineError
-from ...types import DeviceIncident, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
+from ...types import Device, DeviceIncident, FloatArray, IndexPlan, IntArray, Matrix, Metric, Rows, SearchParams, Tensor
 from ...utils.vectors import DeviceQueries, host_queries
 from ..base import Arrays, BuildJob, DeltaRows, Index, part
 from ..bitmap import RowFilter
@@ -105,7 +105,7 @@ class TorchIndex(Index):
         return self._failover.incidents()
 
     def search(
-        self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None = None
+        self, queries: Matrix | DeviceQueries, k: int, params: SearchParams, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray]:
         """As :meth:`~memevolve_gpu.index.base.Index.search`; ``queries`` may also lie on a device: DeviceQueries, torch
         tensors, arrays with ``__cuda_array_interface__`` or ``__dlpack__``. They are copied to the host only where it
@@ -118,7 +118,7 @@ class TorchIndex(Index):
         return self._search(tensor, k, params, None if row_filter is None or row_filter.count == self.n else row_filter)
 
     def search_delta(
-        self, newer: DeltaRows, n: int, queries: Any, k: int, row_filter: RowFilter | None = None
+        self, newer: DeltaRows, n: int, queries: Matrix | DeviceQueries, k: int, row_filter: RowFilter | None = None
     ) -> tuple[FloatArray, IntArray] | None:
         given = queries.tensor if isinstance(queries, DeviceQueries) else queries
         nq, count = int(given.shape[0]), n if row_filter is None else row_filter.count
@@ -141,7 +141,7 @@ class TorchIndex(Index):
             self._delta = DeviceDeltaBuffer(newer, self.metric, self._quantization, self._ready(), self._account, note)
         return self._delta
 
-    def _device_tensor_of(self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None) -> Any:
+    def _device_tensor_of(self, queries: Matrix, k: int, params: SearchParams, row_filter: RowFilter | None) -> Tensor:
         """``queries`` on this index's device, when they lie on a device and this one answers; else None."""
         if isinstance(queries, np.ndarray) or not any(hasattr(queries, name) for name in _ARRAY_PROTOCOLS):
             return None
@@ -165,7 +165,7 @@ class TorchIndex(Index):
 
     # -------------------------------------------------------------------------------------------------- loading
 
-    def _layout(self, device: Any) -> Layout:
+    def _layout(self, device: Device) -> Layout:
         """Where each row goes on the device."""
         raise NotImplementedError
 
@@ -204,7 +204,7 @@ class TorchIndex(Index):
         finally:
             self._loading.release()
 
-    def _upload(self, device: Any, progress: Callable[[float], None]) -> DeviceIndex:
+    def _upload(self, device: Device, progress: Callable[[float], None]) -> DeviceIndex:
         layout = self._layout(device)
         return self._run(self._load_of(layout, float32_rows=self._float32_rows_fit(layout)), device, progress)
 
@@ -243,7 +243,7 @@ class TorchIndex(Index):
         return Upload(self.table, self.plan.precision, self._quantization, self._device_metric, layout, float32_rows)
 
     def _run(
-        self, load: Upload, device: Any, progress: Callable[[float], None], before: DeviceRows | None = None
+        self, load: Upload, device: Device, progress: Callable[[float], None], before: DeviceRows | None = None
     ) -> DeviceIndex:
         self._account.take(load.nbytes, f"an index over {self.n} rows")
         giving = weakref.finalize(self, self._account.give, load.nbytes)
@@ -270,7 +270,7 @@ class TorchIndex(Index):
     # ------------------------------------------------------------------------------------------------ searching
 
     def _search(
-        self, queries: Any, k: int, params: SearchParams, row_filter: RowFilter | None
+        self, queries: Matrix, k: int, params: SearchParams, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         want, nq = candidate_width(k, params), len(queries)
         if self.plan.precision == "int8":
@@ -289,7 +289,7 @@ class TorchIndex(Index):
         return self._ask(queries, k, (want, groups), self._probed(params.nprobe or self.nlist), row_filter)
 
     def _ask(
-        self, queries: Any, k: int, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None
+        self, queries: Matrix, k: int, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None
     ) -> tuple[FloatArray, IntArray]:
         """Results by the device, or by the host where it does not answer. widths: rows to propose, and groups."""
         nq, count = len(queries), self.n if row_filter is None else row_filter.count
@@ -314,7 +314,7 @@ class TorchIndex(Index):
         return nprobe if nprobe <= _WHOLE * self.nlist else 0
 
     def _on_device(
-        self, queries: Any, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None, batch: int
+        self, queries: Matrix, widths: tuple[int, int], nprobe: int, row_filter: RowFilter | None, batch: int
     ) -> tuple[FloatArray | None, IntArray]:
         """Candidates (nq, want); with their distances, nearest first, where float32 rows lie on the device."""
         loaded = self._ready()
@@ -334,12 +334,12 @@ class TorchIndex(Index):
             return loaded.tombstones.rows
         return self._masks.rows(loaded.rows, row_filter)
 
-    def _one(self, search: Search, query: Any, widths: tuple[int, int]) -> IntArray:
+    def _one(self, search: Search, query: Matrix, widths: tuple[int, int]) -> IntArray:
         rows, probe, want = search.rows, search.probe, widths[0]
         # So that few numbers of candidates are in use.
         some_more = 1 << (want - 1).bit_length(), -(-widths[1] // BLOCK_GROUPS) * BLOCK_GROUPS
 
-        def found(wide: Any) -> Any:
+        def found(wide: Tensor) -> Tensor:
             return propose(rows, Queries.from_wide(None, wide, rows), some_more, search.operations, probe)
 
         here = isinstance(query, np.ndarray)
@@ -396,7 +396,7 @@ class TorchFlatIndex(TorchIndex):
         index._load_or_fail_over()
         return index
 
-    def _layout(self, device: Any) -> Layout:  # noqa: ARG002 - TorchIVFIndex keeps centroids there
+    def _layout(self, device: Device) -> Layout:  # noqa: ARG002 - TorchIVFIndex keeps centroids there
         return _in_order(self.n)
 
     def _longer(

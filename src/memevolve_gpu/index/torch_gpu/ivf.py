@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import EngineError
-from ...types import FloatArray, IndexPlan, IntArray, Metric, Rows
+from ...types import Device, FloatArray, IndexPlan, IntArray, Metric, Rows, Tensor
 from ..base import Arrays, BuildJob, part
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
@@ -101,7 +101,7 @@ class TorchIVFIndex(TorchIndex):
     def _engine_bytes(self) -> int:
         return super()._engine_bytes() + self.centroids.nbytes + self._assignment.nbytes + self._sizes.nbytes
 
-    def _layout(self, device: Any) -> Layout:
+    def _layout(self, device: Device) -> Layout:
         with device_lock(self.plan.device):
             centroids = self._quantization.enter(self.centroids, padded_columns(self.dim), device)
         return _listed(self._assignment, np.zeros_like(self._sizes), centroids)
@@ -116,7 +116,7 @@ class TorchIVFIndex(TorchIndex):
         return index, _listed(assignment, self._sizes, held.centroids)
 
 
-def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -> Layout:
+def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Tensor) -> Layout:
     """Rows list after list, each list from a group of its own on.
 
     Args:
@@ -135,7 +135,9 @@ def _listed(assignment: npt.NDArray[np.int32], held: IntArray, centroids: Any) -
     return Layout(padded_groups(int(groups.sum())), groups.tolist(), places, centroids, kept, moved)
 
 
-def _trained(job: BuildJob, quantization: Quantization, device: Any, lock: AbstractContextManager[Any]) -> FloatArray:
+def _trained(
+    job: BuildJob, quantization: Quantization, device: Device, lock: AbstractContextManager[object]
+) -> FloatArray:
     """Centroids float32 (nlist, dim) of a sample, as vectors are given."""
     nlist = job.plan.nlist
     job.progress("train", 0.0)
@@ -157,8 +159,8 @@ def _assigned(
     table: VectorTable,
     quantization: Quantization,
     centroids: FloatArray,
-    device: Any,
-    lock: AbstractContextManager[Any],
+    device: Device,
+    lock: AbstractContextManager[object],
 ) -> npt.NDArray[np.int32]:
     """The list of each row."""
     operations = Operations(device, lambda _: None)
@@ -173,7 +175,7 @@ def _assigned(
     return found
 
 
-def _narrow(quantization: Quantization, vectors: FloatArray, device: Any) -> Any:
+def _narrow(quantization: Quantization, vectors: FloatArray, device: Device) -> Tensor:
     """float16 (m, columns) on the device; what a training vector has beyond float16's range is cut."""
     torch, columns = load_torch(), padded_columns(vectors.shape[1])
     narrow = torch.empty((len(vectors), columns), dtype=torch.float16, device=device)
@@ -185,7 +187,7 @@ def _narrow(quantization: Quantization, vectors: FloatArray, device: Any) -> Any
 
 ITERATIONS = 10
 """What faiss gives inverted lists; more improve the objective by less than 1 %."""
-_NO_LOCK: AbstractContextManager[Any] = nullcontext()
+_NO_LOCK: AbstractContextManager[object] = nullcontext()
 _ENOUGH = 1e-4
 """A relative improvement of the objective below this ends the training."""
 _APART = 2.0**-7
@@ -193,15 +195,15 @@ _APART = 2.0**-7
 
 
 def train(
-    x: Any,
+    x: Tensor,
     nlist: int,
     *,
     seed: int,
     operations: Operations,
     iterations: int = ITERATIONS,
     progress: Callable[[float], None] = lambda _: None,
-    lock: AbstractContextManager[Any] = _NO_LOCK,
-) -> Any:
+    lock: AbstractContextManager[object] = _NO_LOCK,
+) -> Tensor:
     """Centroids of the rows of ``x`` by Lloyd's steps: float32 (nlist, columns) on its device.
 
     The same arguments give the same bits.
@@ -232,12 +234,12 @@ def train(
     return centroids
 
 
-def norms_of(narrow: Any) -> Any:
+def norms_of(narrow: Tensor) -> Tensor:
     """|c|^2 of float16 rows, float32."""
     return narrow.to(load_torch().float32).square().sum(1)
 
 
-def _step(x: Any, centroids: Any, operations: Operations) -> tuple[Any, Any]:
+def _step(x: Tensor, centroids: Tensor, operations: Operations) -> tuple[Tensor, Tensor]:
     """The means of the lists that the centroids make, and each row's score there."""
     torch = load_torch()
     narrow = centroids.to(torch.float16)
@@ -251,7 +253,7 @@ def _step(x: Any, centroids: Any, operations: Operations) -> tuple[Any, Any]:
     return _refilled(means, counts), scores
 
 
-def _refilled(means: Any, counts: Any) -> Any:
+def _refilled(means: Tensor, counts: Tensor) -> Tensor:
     """Each empty list takes half of one of the largest: both centroids start a little apart."""
     empty = (counts == 0).nonzero()[:, 0]
     if len(empty) == 0:

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from ...errors import first_line
+from ...types import Device, Tensor
 from ..device_failover import cause_of
-from .device_rows import BLOCK_GROUPS, GROUP, span_columns, tile_columns
+from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, span_columns, tile_columns
 from .runtime import host_tensor, kernel_errors, load_torch, triton_kernels
 
 
@@ -22,11 +23,11 @@ class Lists:
     ``widest[p]`` is the number of groups in the p largest lists, known on the host.
     """
 
-    start: Any
+    start: Tensor
     widest: tuple[int, ...]
 
     @classmethod
-    def of(cls, groups: list[int], device: Any) -> Lists:
+    def of(cls, groups: list[int], device: Device) -> Lists:
         """Lists of ``groups`` each."""
         start = host_tensor(np.cumsum([0, *groups], dtype=np.int64))
         widest = [0]
@@ -57,15 +58,15 @@ class ListWork:
     nlist: int
     nprobe: int
     width: int
-    probed: Any
-    ends: Any
-    columns: Any
-    pairs: Any
-    first_pair: Any
-    list_start: Any
+    probed: Tensor
+    ends: Tensor
+    columns: Tensor
+    pairs: Tensor
+    first_pair: Tensor
+    list_start: Tensor
 
     @classmethod
-    def of(cls, lists: Lists, probed: Any) -> ListWork:
+    def of(cls, lists: Lists, probed: Tensor) -> ListWork:
         """For ``probed`` int64 (nq, nprobe), no list twice in a row."""
         torch = load_torch()
         sizes = lists.start.diff()[probed]
@@ -78,14 +79,14 @@ class ListWork:
             lists.nlist, nprobe, lists.width(nprobe), probed, ends, ends - sizes, ordered.indices, first, lists.start
         )
 
-    def groups_at(self, columns: Any) -> Any:
+    def groups_at(self, columns: Tensor) -> Tensor:
         """The groups int64 (nq, w) behind ``columns`` int64 (nq, w) of the minima."""
         torch = load_torch()
         place = torch.searchsorted(self.ends, columns, right=True).clamp_max(self.nprobe - 1)
         within = columns - self.columns.gather(1, place)
         return self.list_start[self.probed.gather(1, place)] + within
 
-    def tiles(self, block_q: int, block_groups: int = BLOCK_GROUPS) -> tuple[Any, Any, Any]:
+    def tiles(self, block_q: int, block_groups: int = BLOCK_GROUPS) -> tuple[Tensor, Tensor, Tensor]:
         """Cut the work into pieces of ``block_q`` pairs and ``block_groups`` groups.
 
         Returns:
@@ -104,7 +105,7 @@ _TILE = 1 << 24
 """Numbers held at a time."""
 
 
-def minima(rows: Any, q: Any, factor: Any) -> Any:
+def minima(rows: DeviceRows, q: Tensor, factor: Tensor) -> Tensor:
     """The best score of each group: float32 (nq, groups).
 
     rows: :class:`~.device_rows.DeviceRows`; q float32 or in the format of the rows (nq, columns); factor float32 (nq,).
@@ -116,7 +117,7 @@ def minima(rows: Any, q: Any, factor: Any) -> Any:
     return out
 
 
-def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+def rescore(rows: DeviceRows, q: Tensor, factor: Tensor, chosen: Tensor) -> Tensor:
     """The scores of all rows of ``chosen`` groups int64 (nq, w): float32 (nq, 32 * w), +inf for group -1."""
     torch = load_torch()
     nq, width = chosen.shape
@@ -134,7 +135,7 @@ def rescore(rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
     return out.flatten(1)
 
 
-def locate(rows: Any, groups: Any, near: Any) -> Any:
+def locate(rows: DeviceRows, groups: Tensor, near: Near) -> Tensor:
     """Positions int64 (nq, w) of the rows ``near`` names by their scores: ``values`` and ``indices`` (nq, w) into the
     rows of ``groups`` int64 (nq, any); -1 where the score is +inf.
     """
@@ -142,7 +143,7 @@ def locate(rows: Any, groups: Any, near: Any) -> Any:
     return rows.order[row].long().masked_fill(near.values.isinf(), -1)
 
 
-def list_minima_one(rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+def list_minima_one(rows: DeviceRows, q: Tensor, factor: Tensor, lists: Lists, probed: Tensor) -> tuple[Tensor, Tensor]:
     """For one query: the best score of each group of the lists ``probed`` int64 (1, nprobe), float32 (1, w), and the
     groups int64 (1, w); +inf and -1 behind the last."""
     torch = load_torch()
@@ -155,7 +156,7 @@ def list_minima_one(rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -
     return rescore(rows, q, factor, groups).unflatten(1, (-1, GROUP)).amin(2), groups
 
 
-def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
+def list_minima(rows: DeviceRows, q: Tensor, factor: Tensor, work: ListWork) -> Tensor:
     """The best score of each group of each probed list, in the columns of ``work``; +inf where there is none."""
     torch = load_torch()
     out = torch.full((len(q), work.width), float("inf"), dtype=torch.float32, device=q.device)
@@ -173,7 +174,7 @@ def list_minima(rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
     return out
 
 
-def assign(x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
+def assign(x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centroid of each row, the first of equals: int32 (m,), and |c|^2 - 2 x.c: float32 (m,).
 
     x and centroids float16 (m, columns) and (nlist, columns); norms float32 (nlist,).
@@ -188,7 +189,7 @@ def assign(x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
     return labels, scores
 
 
-def sum_lists(x: Any, order: Any, starts: Any) -> Any:
+def sum_lists(x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
     """The sum of each list's rows, float32 (nlist, columns): list i holds rows ``order[starts[i]:starts[i + 1]]``."""
     torch = load_torch()
     nlist = len(starts) - 1
@@ -204,15 +205,15 @@ def sum_lists(x: Any, order: Any, starts: Any) -> Any:
 class Near(NamedTuple):
     """The least values of each row, least first: ``values`` float32 (nq, w) and their columns, ``indices`` int64."""
 
-    values: Any
-    indices: Any
+    values: Tensor
+    indices: Tensor
 
 
 _FOLDED = 8
 """The fewest folds for each wanted column from which folding saves time."""
 
 
-def best_columns(values: Any, want: int) -> Near:
+def best_columns(values: Tensor, want: int) -> Near:
     """The least of each row of ``values`` float32 (nq, w), up to ``want`` of them.
 
     Long rows of many queries are folded first: the least values of all lie in the folds with the least values.
@@ -236,13 +237,13 @@ def _pieces(start: int, stop: int, wide: int) -> Iterator[slice]:
         yield slice(first, min(first + step, stop))
 
 
-def _best_in(rows: Any, groups: slice, q: Any, factor: Any) -> Any:
+def _best_in(rows: DeviceRows, groups: slice, q: Tensor, factor: Tensor) -> Tensor:
     """The best score of each of these groups, float32 (nq, groups)."""
     some = slice(groups.start * GROUP, groups.stop * GROUP)
     return _scores(rows, some, q, factor).unflatten(1, (-1, GROUP)).amin(2)
 
 
-def _scores(rows: Any, some: slice, q: Any, factor: Any) -> Any:
+def _scores(rows: DeviceRows, some: slice, q: Tensor, factor: Tensor) -> Tensor:
     """Scores float32 (nq, m) of the rows in ``some``."""
     torch = load_torch()
     dots = q.to(torch.float32) @ rows.x[some].to(torch.float32).T
@@ -254,9 +255,9 @@ def _scores(rows: Any, some: slice, q: Any, factor: Any) -> Any:
 T = TypeVar("T")
 
 _ONE_SPAN = 768
-_chosen: dict[tuple[Any, ...], Any] = {}
+_chosen: dict[tuple[object, ...], int] = {}
 """What measured fastest in this process, by step, device, columns, number format and number of queries."""
-_verified: set[tuple[Any, ...]] = set()
+_verified: set[tuple[object, ...]] = set()
 """Kernels that gave the result of their reference once, by step, device, columns and number format."""
 _MEASURED_GROUPS = 8192
 """Groups on which candidates are measured: more bytes than caches hold."""
@@ -307,7 +308,7 @@ class Operations:
     ``note`` is called once. Out of memory and a lost device are not the kernel's fault and are raised.
     """
 
-    def __init__(self, device: Any, note: Callable[[str], None], kernels: Any = None) -> None:
+    def __init__(self, device: Device, note: Callable[[str], None], kernels: Any = None) -> None:
         """``kernels``: those of :func:`.kernels.load` for a device that would not use them by itself."""
         self._kernels, why = (kernels, "") if kernels is not None else triton_kernels(device)
         self._note = note
@@ -316,7 +317,7 @@ class Operations:
         if why and device.type == "cuda":
             note(why)
 
-    def tune(self, rows: Any, seconds: Callable[[Callable[[], Any]], float]) -> None:
+    def tune(self, rows: DeviceRows, seconds: Callable[[Callable[[], object]], float]) -> None:
         """Measure the candidates for each step on some of ``rows`` with the clock ``seconds``, and keep the fastest for
         this process; those that do not run, or give another result than their reference, are left out."""
         if self._kernels is None:
@@ -325,8 +326,8 @@ class Operations:
         for nq in MEASURED_QUERIES:
             q = torch.randn((nq, rows.columns), dtype=torch.float32, device=rows.x.device)
             factor = torch.ones(nq, dtype=torch.float32, device=rows.x.device)
-            run: Callable[..., Any] = self._minima_one if nq == 1 else self._minima_many
-            shapes: Sequence[Any] = one_shapes(rows.columns)
+            run: Callable[..., Tensor] = self._minima_one if nq == 1 else self._minima_many
+            shapes: Sequence[object] = one_shapes(rows.columns)
             if nq > 1:
                 shapes = many_shapes(rows.columns, rows.x.element_size(), nq)
                 q = (q * 30).round_().clamp_(-127, 127).to(rows.x.dtype)
@@ -335,8 +336,8 @@ class Operations:
             self._choose_selection(wanted, 16, seconds)
             self._choose_selection(q.new_empty((nq, 16 * GROUP), dtype=torch.float32).normal_(), 32, seconds)
 
-    def _choose_selection(self, values: Any, want: int, seconds: Callable[[Callable[[], Any]], float]) -> None:
-        def run(way: Callable[[Any, int], Near]) -> Any:
+    def _choose_selection(self, values: Tensor, want: int, seconds: Callable[[Callable[[], object]], float]) -> None:
+        def run(way: Callable[[Tensor, int], Near]) -> Tensor:
             near = way(values, min(want, values.shape[1]))
             columns = near.indices.clamp(0, values.shape[1] - 1)  # wrong ones must not end the device
             return load_torch().stack((near.values, values.gather(1, columns)))
@@ -346,11 +347,11 @@ class Operations:
 
     def _choose(
         self,
-        key: tuple[Any, ...],
-        candidates: Sequence[Any],
-        run: Callable[[Any], Any],
-        wanted: Any,
-        seconds: Callable[[Callable[[], Any]], float],
+        key: tuple[object, ...],
+        candidates: Sequence[T],
+        run: Callable[[T], Tensor],
+        wanted: Tensor,
+        seconds: Callable[[Callable[[], object]], float],
     ) -> None:
         """Keep the place of the fastest candidate under ``key``, among those whose ``run`` gives ``wanted``.
 
@@ -375,12 +376,12 @@ class Operations:
         if taken:
             _chosen[key] = min(taken, key=taken.__getitem__)
 
-    def minima(self, rows: Any, q: Any, factor: Any) -> Any:
+    def minima(self, rows: DeviceRows, q: Tensor, factor: Tensor) -> Tensor:
         """The best score of each group; a kernel of its own for one query in float32."""
         name, kernel = ("minima_one", self._minima_one) if len(q) == 1 else ("minima_many", self._minima_many)
         return self._either(name, kernel, minima, rows, q, factor)
 
-    def best(self, values: Any, want: int) -> Near:
+    def best(self, values: Tensor, want: int) -> Near:
         """The least of each row: by the kernel where it measured faster; it takes rows of a multiple of 8 columns."""
         most = min(want, values.shape[1])
         able = most <= _SELECTED and values.shape[1] % BLOCK_GROUPS == 0
@@ -410,7 +411,9 @@ class Operations:
         self._note(f"kernel {name} does not run here ({why}); torch's own operations answer")
         return wanted
 
-    def _minima_one(self, rows: Any, q: Any, factor: Any, shape: tuple[int, int, int] | None = None) -> Any:
+    def _minima_one(
+        self, rows: DeviceRows, q: Tensor, factor: Tensor, shape: tuple[int, int, int] | None = None
+    ) -> Tensor:
         out = _floats((1, rows.groups), q)
         groups, warps, span = shape or one_shapes(rows.columns)[_chosen.get(_key("minima", rows, 1), 0)]
         self._kernels.minima_one[(rows.groups // groups,)](
@@ -418,7 +421,7 @@ class Operations:
         )
         return out
 
-    def _minima_many(self, rows: Any, q: Any, factor: Any, shape: Many | None = None) -> Any:
+    def _minima_many(self, rows: DeviceRows, q: Tensor, factor: Tensor, shape: Many | None = None) -> Tensor:
         nq, size = len(q), rows.x.element_size()
         if shape is None:
             shape = many_shapes(rows.columns, size, _usual(nq))[_chosen.get(_key("minima", rows, nq), 0)]
@@ -442,7 +445,7 @@ class Operations:
         )
         return out
 
-    def _select(self, values: Any, want: int) -> Near:
+    def _select(self, values: Tensor, want: int) -> Near:
         torch, (nq, width) = load_torch(), values.shape
         best = _floats((nq, want), values)
         columns = torch.empty((nq, want), dtype=torch.int64, device=values.device)
@@ -460,7 +463,7 @@ class Operations:
         return Near(best, columns)
 
     @_by_kernel(rescore)
-    def rescore(self, rows: Any, q: Any, factor: Any, chosen: Any) -> Any:
+    def rescore(self, rows: DeviceRows, q: Tensor, factor: Tensor, chosen: Tensor) -> Tensor:
         nq, width = chosen.shape
         out = _floats((nq, width * GROUP), q)
         self._kernels.rescore[(width, nq)](
@@ -469,7 +472,7 @@ class Operations:
         return out
 
     @_by_kernel(locate)
-    def locate(self, rows: Any, groups: Any, near: Any) -> Any:
+    def locate(self, rows: DeviceRows, groups: Tensor, near: Near) -> Tensor:
         nq, count = near.indices.shape
         out = load_torch().empty((nq, count), dtype=groups.dtype, device=groups.device)
         block = max(16, min(_LOCATED, 1 << (count - 1).bit_length()))
@@ -478,7 +481,9 @@ class Operations:
         return out
 
     @_by_kernel(list_minima_one)
-    def list_minima_one(self, rows: Any, q: Any, factor: Any, lists: Lists, probed: Any) -> tuple[Any, Any]:
+    def list_minima_one(
+        self, rows: DeviceRows, q: Tensor, factor: Tensor, lists: Lists, probed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         nprobe = probed.shape[1]
         width = lists.width(nprobe)
         out, groups = _floats((1, width), q), load_torch().empty((1, width), dtype=probed.dtype, device=q.device)
@@ -493,7 +498,7 @@ class Operations:
         return out, groups
 
     @_by_kernel(list_minima)
-    def list_minima(self, rows: Any, q: Any, factor: Any, work: ListWork) -> Any:
+    def list_minima(self, rows: DeviceRows, q: Tensor, factor: Tensor, work: ListWork) -> Tensor:
         torch = load_torch()
         out = torch.full((len(q), work.width), float("inf"), dtype=torch.float32, device=q.device)
         block_q = _queries_at_once(len(work.pairs) // work.nlist, 64)
@@ -512,7 +517,7 @@ class Operations:
         return out
 
     @_by_kernel(assign)
-    def assign(self, x: Any, centroids: Any, norms: Any) -> tuple[Any, Any]:
+    def assign(self, x: Tensor, centroids: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
         (m, dim), torch = x.shape, load_torch()
         labels, scores = torch.empty(m, dtype=torch.int32, device=x.device), _floats((m,), x)
         self._kernels.assign[(-(-m // _ASSIGN_ROWS),)](
@@ -527,7 +532,7 @@ class Operations:
         return labels, scores
 
     @_by_kernel(sum_lists)
-    def sum_lists(self, x: Any, order: Any, starts: Any) -> Any:
+    def sum_lists(self, x: Tensor, order: Tensor, starts: Tensor) -> Tensor:
         nlist, dim = len(starts) - 1, x.shape[1]
         block_d, out = tile_columns(dim), _floats((nlist, dim), x)
         self._kernels.sum_lists[(nlist, dim // block_d)](
@@ -561,7 +566,7 @@ def _held_bytes(queries: int, row: int, stages: int) -> int:
     return queries * row + (2 * 64 * row + (4 << 10) if stages == 2 else 20 << 10)
 
 
-def _programs(device: Any, shape: Many, row: int) -> int:
+def _programs(device: Device, shape: Many, row: int) -> int:
     """How many programs of a scan run on the device at once."""
     processors = load_torch().cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
     return int(processors) * max(1, min(2, _SHARED // _held_bytes(shape.queries, row, shape.stages)))
@@ -589,12 +594,12 @@ def _usual(nq: int) -> int:
     return next((one for one in MEASURED_QUERIES if nq <= one), MEASURED_QUERIES[-1])
 
 
-def _key(step: str, rows: Any, nq: int) -> tuple[Any, ...]:
-    x = getattr(rows, "x", rows)
+def _key(step: str, rows: DeviceRows | Tensor, nq: int) -> tuple[object, ...]:
+    x: Tensor = getattr(rows, "x", rows)
     return step, str(x.device), int(x.shape[1]), x.dtype, _usual(nq)
 
 
-def _selection_key(values: Any) -> tuple[Any, ...]:
+def _selection_key(values: Tensor) -> tuple[object, ...]:
     return "select", str(values.device), _fold(values.shape[1]), _usual(len(values))
 
 
@@ -603,18 +608,18 @@ def _fold(width: int) -> int:
     return 1 if width <= _SELECT_BLOCK else BLOCK_GROUPS
 
 
-def _scan(rows: Any, q: Any, factor: Any) -> tuple[Any, ...]:
+def _scan(rows: DeviceRows, q: Tensor, factor: Tensor) -> tuple[object, ...]:
     """The first arguments of a kernel that scores rows."""
     return rows.x, rows.scales, rows.bias, q, factor
 
 
-def _form(rows: Any, most: int = 128) -> dict[str, Any]:
+def _form(rows: DeviceRows, most: int = 128) -> dict[str, int]:
     """What is compiled into such a kernel; it reads up to ``most`` columns at once."""
     columns = rows.columns
     return {"dim": columns, "block_d": tile_columns(columns, most), "scaled": rows.scales.numel() > 0}
 
 
-def _floats(shape: tuple[int, ...], beside: Any) -> Any:
+def _floats(shape: tuple[int, ...], beside: Tensor) -> Tensor:
     torch = load_torch()
     return torch.empty(shape, dtype=torch.float32, device=beside.device)
 

@@ -16,13 +16,14 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError, first_line
+from ...types import AnyArray, Device, Event, FloatArray, Matrix, Stream, Tensor
 from ...utils.forking import call_in_child
 from ...utils.vectors import as_tensor
 from ..device_failover import cause_of, lost_devices, mark_lost
@@ -138,12 +139,12 @@ call_in_child(_in_child)
 
 _INSTALL = "pip install 'memevolve-gpu[torch]'"
 _lock = threading.Lock()
-_streams: dict[str, Any] = {}
+_streams: dict[str, Stream] = {}
 _owner: int | None = None
 """The process that opened a GPU first; its children must not use it."""
 
 
-def load_torch() -> Any:
+def load_torch() -> ModuleType:
     """The torch module.
 
     Raises:
@@ -157,7 +158,7 @@ def load_torch() -> Any:
         raise EngineError(f"torch cannot be loaded: {first_line(error)}. Reinstall it: {_INSTALL}") from error
 
 
-def open_device(device: str) -> Any:
+def open_device(device: str) -> Device:
     """The ``torch.device`` called ``device``, after an allocation on it.
 
     Raises:
@@ -189,7 +190,7 @@ def forked() -> bool:
     return _owner is not None and _owner != os.getpid()
 
 
-def triton_kernels(device: Any) -> tuple[Any, str]:
+def triton_kernels(device: Device) -> tuple[Any, str]:
     """The Triton kernels for ``device`` and "", or None and why there are none: they want a GPU of compute capability
     8.0 or later.
     """
@@ -286,7 +287,7 @@ def _release(device: str) -> None:
             load_torch().cuda.empty_cache()
 
 
-def _stream_of(torch: Any, device: str) -> Any:
+def _stream_of(torch: ModuleType, device: str) -> Stream:
     """The stream of all work on ``device``: it does not queue behind the kernels of the program's own models, and what
     torch keeps for each stream is kept once.
 
@@ -298,13 +299,13 @@ def _stream_of(torch: Any, device: str) -> Any:
         return _streams[device]
 
 
-def host_tensor(array: npt.NDArray[Any]) -> Any:
+def host_tensor(array: AnyArray) -> Tensor:
     """``array`` as a tensor, C-contiguous; copied only where it is read-only, which torch cannot share."""
     own = np.ascontiguousarray(array)
     return load_torch().from_numpy(own if own.flags.writeable else own.copy())
 
 
-def device_tensor(queries: Any, device: Any) -> Any:
+def device_tensor(queries: Matrix, device: Device) -> Tensor:
     """``queries`` as a float32 tensor on ``device``, without a copy where they lie there as float32 already.
 
     Accepts numpy arrays and what :func:`~....utils.vectors.as_tensor` accepts.
@@ -324,41 +325,41 @@ class Staging:
     Two buffers take turns, so that one is filled while the other is being read.
     """
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Device) -> None:
         self._device = device
-        self._buffers: dict[str, Any] = {}
-        self._sent: list[Any] = [None, None]
+        self._buffers: dict[str, Tensor] = {}
+        self._sent: list[Event | None] = [None, None]
         self._turn = 0
 
-    def send(self, array: npt.NDArray[np.float32]) -> Any:
+    def send(self, array: FloatArray) -> Tensor:
         """``array`` as a tensor on the device; it may be changed afterwards."""
         self._turn = 1 - self._turn
-        if self._sent[self._turn] is not None:
-            self._sent[self._turn].synchronize()  # what the buffer held is still being read
+        if (before := self._sent[self._turn]) is not None:
+            before.synchronize()  # what the buffer held is still being read
         held = self._buffer(f"sent {self._turn}", host_tensor(array))
         held.copy_(host_tensor(array))
         found = held.to(self._device, non_blocking=True)
         self._sent[self._turn] = self._event()
         return found
 
-    def fetch(self, tensor: Any) -> npt.NDArray[Any]:
+    def fetch(self, tensor: Tensor) -> npt.NDArray[Any]:
         """``tensor`` on the host, once the device has computed it."""
         held = self._buffer("results", tensor)
         held.copy_(tensor, non_blocking=True)
         self._event().synchronize()
         return np.array(held.numpy())
 
-    def _buffer(self, name: str, like: Any) -> Any:
+    def _buffer(self, name: str, like: Tensor) -> Tensor:
         size = like.numel() * like.element_size()
         if name not in self._buffers or self._buffers[name].numel() < size:
             self._buffers[name] = self._pinned(1 << max(16, (size - 1).bit_length()))
         return self._buffers[name][:size].view(like.dtype).view(like.shape)
 
-    def _pinned(self, size: int) -> Any:
+    def _pinned(self, size: int) -> Tensor:
         torch = load_torch()
         return torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)  # whatever the default device
 
-    def _event(self) -> Any:
+    def _event(self) -> Event:
         event = load_torch().cuda.Event()
         event.record()
         return event
@@ -367,14 +368,14 @@ class Staging:
 _stagings: dict[str, Staging] = {}
 
 
-def sent(given: Any, device: Any) -> Any:
+def sent(given: Matrix, device: Device) -> Tensor:
     """As :func:`device_tensor`; what lies on the host goes to a GPU through pinned memory."""
     if device.type != "cuda" or not isinstance(given, np.ndarray):
         return device_tensor(given, device)
     return _stagings.setdefault(str(device), Staging(device)).send(given.astype(np.float32, copy=False))
 
 
-def fetched(tensor: Any) -> npt.NDArray[Any]:
+def fetched(tensor: Tensor) -> npt.NDArray[Any]:
     """``tensor`` on the host, from a GPU through pinned memory."""
     if tensor.device.type != "cuda":
         found: npt.NDArray[Any] = tensor.numpy()
@@ -382,7 +383,7 @@ def fetched(tensor: Any) -> npt.NDArray[Any]:
     return _stagings.setdefault(str(tensor.device), Staging(tensor.device)).fetch(tensor)
 
 
-def settled(tensor: Any, given: Any) -> Any:
+def settled(tensor: Tensor, given: Matrix) -> Tensor:
     """``tensor``, made of ``given`` by :func:`device_tensor`, once other streams may read it: a conversion ran on the
     engine's own stream, while a float32 tensor of the same device is the given memory."""
     torch = load_torch()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ...types import FloatArray, IntArray
+from ...types import Device, FloatArray, IntArray, Matrix, Tensor
 from .device_rows import BLOCK_GROUPS, GROUP, DeviceRows, Queries
 from .kernel_ops import Lists, ListWork, Operations
 from .memory_accounting import SCRATCH, Account
 from .runtime import fetched, host_tensor, load_torch, sent
 
 
-def some(queries: Any, rows: IntArray) -> Any:
+def some(queries: Matrix, rows: IntArray) -> Matrix:
     """These rows of the queries, which are an array or a tensor."""
     if isinstance(queries, np.ndarray):
         return np.ascontiguousarray(queries[rows])
@@ -64,11 +63,11 @@ class Probe:
     """
 
     lists: Lists
-    centroids: Any
-    norms: Any
+    centroids: Tensor
+    norms: Tensor
     nprobe: int
 
-    def lists_of(self, queries: Queries, operations: Operations) -> Any:
+    def lists_of(self, queries: Queries, operations: Operations) -> Tensor:
         """The lists of each query, int64 (nq, nprobe)."""
         torch = load_torch()
         if len(queries.wide) == 1:  # without cuBLAS, whose own buffers no recording should hold
@@ -81,7 +80,7 @@ class Probe:
 
 def propose(
     rows: DeviceRows, queries: Queries, widths: tuple[int, int], operations: Operations, probe: Probe | None
-) -> Any:
+) -> Tensor:
     """The best rows of each query by the narrow rows, as positions int64 (nq, up to want), best first, -1 at the end
     where fewer were met. widths: ``want`` rows, from as many groups as the second number says.
     """
@@ -102,7 +101,7 @@ def propose(
     return operations.locate(rows, groups, operations.best(scores, want))
 
 
-def decide(rows: DeviceRows, queries: Queries, positions: Any, k: int, *, cosine: bool) -> tuple[Any, Any]:
+def decide(rows: DeviceRows, queries: Queries, positions: Tensor, k: int, *, cosine: bool) -> tuple[Tensor, Tensor]:
     """The k nearest of ``positions`` int64 (nq, w) by float32 rows: distances float32 and positions, (nq, up to k)."""
     torch = load_torch()
     missing = positions < 0
@@ -135,7 +134,7 @@ class Search:
     """What is searched: rows on a device, all of them or the lists of ``probe``, on the account of that device."""
 
     rows: DeviceRows
-    device: Any
+    device: Device
     operations: Operations
     probe: Probe | None
     account: Account
@@ -148,7 +147,7 @@ class Search:
 
 
 def found_in_batches(
-    search: Search, queries: Any, widths: tuple[int, int], batch: int
+    search: Search, queries: Matrix, widths: tuple[int, int], batch: int
 ) -> tuple[FloatArray | None, IntArray]:
     """Candidates (nq, want), at most ``batch`` queries at once, in equal parts; with their distances, nearest first,
     where float32 rows lie on the device. widths as in :func:`propose`.
@@ -165,7 +164,7 @@ def found_in_batches(
     return joined(found, want)
 
 
-def _decided(search: Search, queries: Queries, positions: Any, k: int) -> tuple[FloatArray | None, IntArray]:
+def _decided(search: Search, queries: Queries, positions: Tensor, k: int) -> tuple[FloatArray | None, IntArray]:
     if search.rows.float32_rows is None:
         return None, fetched(positions)
     distances, positions = decide(search.rows, queries, positions, k, cosine=search.cosine)

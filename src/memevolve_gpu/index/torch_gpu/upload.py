@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...types import IntArray, Metric, Precision
+from ...types import Device, IntArray, Metric, Precision, Tensor
 from ..vector_table import VectorTable
 from .device_masks import Tombstones
 from .device_rows import DeviceRows, Quantization, Queries, blocks_of
@@ -32,7 +31,7 @@ class Layout:
     groups: int
     lists: list[int]
     places: npt.NDArray[np.int32] | None = None
-    centroids: Any = None
+    centroids: Tensor = None
     kept: int = 0
     moved: IntArray | None = None
 
@@ -42,12 +41,12 @@ class DeviceIndex:
     """What an index holds on its device."""
 
     rows: DeviceRows
-    device: Any
+    device: Device
     operations: Operations
     tombstones: Tombstones
     lists: Lists | None
-    centroids: Any
-    norms: Any
+    centroids: Tensor | None
+    norms: Tensor | None
 
     def probe(self, nprobe: int) -> Probe | None:
         """How to read ``nprobe`` lists; None for all rows."""
@@ -84,7 +83,7 @@ class Upload:
 
     def run(
         self,
-        device: Any,
+        device: Device,
         lock: DeviceLock,
         note: Callable[[str], None],
         progress: Callable[[float], None],
@@ -105,7 +104,7 @@ class Upload:
         self._warm(loaded, lock)
         return loaded
 
-    def _fill(self, rows: DeviceRows, device: Any, lock: DeviceLock, progress: Callable[[float], None]) -> None:
+    def _fill(self, rows: DeviceRows, device: Device, lock: DeviceLock, progress: Callable[[float], None]) -> None:
         """Each row travels once, as float32 through pinned memory: the device rounds it to what it keeps."""
         if self.layout.places is not None:
             with lock:
@@ -118,7 +117,7 @@ class Upload:
             if stop < self.table.n:
                 progress(stop / self.table.n)
 
-    def _finished(self, rows: DeviceRows, device: Any, operations: Operations) -> DeviceIndex:
+    def _finished(self, rows: DeviceRows, device: Device, operations: Operations) -> DeviceIndex:
         layout, tombstones = self.layout, Tombstones(rows)
         if not layout.lists:
             return DeviceIndex(rows, device, operations, tombstones, None, None, None)
@@ -158,7 +157,7 @@ class Upload:
         return [0, *(nprobe for nprobe in each if nprobe <= nlist)]
 
 
-def _seconds_on_device(call: Callable[[], Any]) -> float:
+def _seconds_on_device(call: Callable[[], object]) -> float:
     """The median of nine calls between CUDA events, after two that compile and warm up."""
     torch = load_torch()
     taken: list[float] = []

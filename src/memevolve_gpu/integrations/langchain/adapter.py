@@ -18,7 +18,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.foreign import as_backend
 from ...components.store.units import checked_unit, unit_to_text
 from ...errors import ConfigurationError, InvalidQueryError, InvalidUnitError
-from ...types import FloatArray, MemoryUnit
+from ...types import FloatArray, Json, JsonObject, MemoryUnit, Vectors
 from ...utils.arguments import listed, mapping, shown, whole_number
 from ..documents import STAMPS
 from .filters import on_units
@@ -30,11 +30,11 @@ class SearchOptions:
 
     k: int
     fetch_k: int
-    filters: dict[str, Any]
+    filters: JsonObject
     recall: float | None
 
     @classmethod
-    def of(cls, k: int, options: dict[str, Any], fetch_k: int | None = None) -> SearchOptions:
+    def of(cls, k: int, options: JsonObject, fetch_k: int | None = None) -> SearchOptions:
         """Check the arguments of a search. Raises InvalidQueryError, InvalidFilterError."""
         rest = dict(options)
         filters = on_units(rest.pop("filter", None), rest.pop("filters", None))
@@ -46,7 +46,7 @@ class SearchOptions:
         )
 
 
-def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | None) -> list[Document]:
+def documents_of(texts: Iterable[str], metadatas: Sequence[JsonObject] | None) -> list[Document]:
     """Return one document per text. Raises InvalidUnitError when the lengths differ."""
     given = listed("texts", texts, InvalidUnitError)
     notes = _notes(metadatas) or [{}] * len(given)
@@ -58,7 +58,7 @@ def documents_of(texts: Iterable[str], metadatas: Sequence[dict[str, Any]] | Non
     return [Document(page_content=text, metadata=one) for text, one in zip(given, notes, strict=True)]
 
 
-def _notes(metadatas: Any) -> list[dict[str, Any]]:
+def _notes(metadatas: Json) -> list[JsonObject]:
     """One dict for each text, or none at all. Raises InvalidUnitError."""
     given = [] if metadatas is None else listed("metadatas", metadatas, InvalidUnitError)
     notes = [
@@ -73,7 +73,7 @@ def _notes(metadatas: Any) -> list[dict[str, Any]]:
 def pairs_of(
     text_embeddings: Iterable[tuple[str, Sequence[float]]] | None,
     embeddings: Iterable[Sequence[float]] | None,
-    metadatas: Sequence[dict[str, Any]] | None,
+    metadatas: Sequence[JsonObject] | None,
 ) -> list[tuple[str, Sequence[float]]]:
     """Return (text, vector) pairs; for vectors alone the texts are ``data`` of the metadata, or empty."""
     if embeddings is None:
@@ -111,7 +111,7 @@ def query_text(query: str) -> str:
     return query
 
 
-def no_more(options: Mapping[str, Any]) -> None:
+def no_more(options: Mapping[str, object]) -> None:
     """Refuse unknown options."""
     if options:
         unknown = ", ".join(map(repr, options))
@@ -178,8 +178,8 @@ def _checked(unit: MemoryUnit, where: str) -> MemoryUnit:
         raise InvalidUnitError(f"{where} is nested too deeply or contains itself; flatten its metadata") from None
 
 
-def _metadata(unit: MemoryUnit) -> dict[str, Any]:
-    metadata: dict[str, Any] = unit.get("metadata") or {}
+def _metadata(unit: MemoryUnit) -> JsonObject:
+    metadata: JsonObject = unit.get("metadata") or {}
     own = unit.get(MARK)
     if isinstance(own, list):
         return {key: value for key, value in metadata.items() if key not in STAMPS or key in own}
@@ -204,12 +204,12 @@ def searchable(backend: Any) -> StorageBackend:
     return adapted
 
 
-def keep(backend: StorageBackend, units: Sequence[MemoryUnit], vectors: Any) -> list[str]:
+def keep(backend: StorageBackend, units: Sequence[MemoryUnit], vectors: Vectors) -> list[str]:
     """Store units with their vectors (n, dim), and return their ids."""
     return list(backend.store_batch(list(units), vectors)) if units else []  # type: ignore[call-arg]
 
 
-def nearest(backend: StorageBackend, vector: Any, options: SearchOptions) -> list[tuple[MemoryUnit, float]]:
+def nearest(backend: StorageBackend, vector: Vectors, options: SearchOptions) -> list[tuple[MemoryUnit, float]]:
     """At most ``options.k`` units that match, with their distances, nearest first."""
 
     def read() -> tuple[list[tuple[MemoryUnit, float]], bool]:
@@ -222,7 +222,7 @@ def nearest(backend: StorageBackend, vector: Any, options: SearchOptions) -> lis
 
 
 def nearest_vectors(
-    backend: StorageBackend, vector: Any, options: SearchOptions
+    backend: StorageBackend, vector: Vectors, options: SearchOptions
 ) -> list[tuple[MemoryUnit, FloatArray]]:
     """At most ``options.fetch_k`` units that match, with their vectors, nearest first."""
 
@@ -235,7 +235,7 @@ def nearest_vectors(
     return _undisturbed(backend, read)
 
 
-def _near(backend: StorageBackend, vector: Any, k: int, options: SearchOptions) -> list[tuple[str, float]]:
+def _near(backend: StorageBackend, vector: Vectors, k: int, options: SearchOptions) -> list[tuple[str, float]]:
     """Return (id, distance) of the k nearest that match."""
     k = min(k, max(1, backend.count()))
     distances, ids = backend.search_vectors([vector], k, options.filters, options.recall)

@@ -17,6 +17,7 @@ from ...components.retrieve.reorder import mmr
 from ...components.store.ranking import similarity_of
 from ...errors import DimensionMismatchError, InvalidFilterError, InvalidQueryError, InvalidVectorError, first_line
 from ...records.filters import MAX_DEPTH, parse
+from ...types import Json, JsonObject, Vectors
 from ...utils.arguments import listed, real_number, whole_number, word
 from ...utils.plain import plain_text
 
@@ -44,7 +45,7 @@ def relevance(distance: float, metric: str) -> float:
     return float(similarity_of(distance / 2.0 if metric == "cosine" else distance, metric))
 
 
-def maximal_marginal_relevance(query: Any, vectors: Any, k: int, lambda_mult: float = 0.5) -> list[int]:
+def maximal_marginal_relevance(query: Vectors, vectors: Vectors, k: int, lambda_mult: float = 0.5) -> list[int]:
     """Choose vectors that are similar to a query and different from each other.
 
     The first is the most similar vector; each further one has the largest
@@ -102,7 +103,7 @@ def _directions(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 _JOINS = ("$and", "$or", "$not", "$nor")
 
 
-def on_units(metadata_filter: Any, unit_filter: Any = None) -> dict[str, Any]:
+def on_units(metadata_filter: Json, unit_filter: Json = None) -> JsonObject:
     """Return LangChain's filter on the metadata, and one of this package, as one filter on units that means both.
 
     Raises InvalidFilterError, naming the key.
@@ -114,7 +115,7 @@ def on_units(metadata_filter: Any, unit_filter: Any = None) -> dict[str, Any]:
     return found
 
 
-def _prefixed(group: Any, depth: int) -> Any:
+def _prefixed(group: Json, depth: int) -> Json:
     if not isinstance(group, Mapping):
         raise InvalidFilterError(f"filter must be a mapping of metadata keys to conditions, not {type(group).__name__}")
     if depth > MAX_DEPTH:

@@ -12,6 +12,7 @@ from langchain_core.stores import BaseStore
 from ...components.store.units import is_id
 from ...components.store.vector_store import VectorStore
 from ...errors import InvalidUnitError
+from ...types import Json, JsonObject
 from ...utils.arguments import listed, shown
 from .adapter import checked_ids
 
@@ -32,7 +33,7 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         [{'json': 1}, b'bytes', None]
     """
 
-    def __init__(self, index_file: str | os.PathLike[str], storage_config: Any = None) -> None:
+    def __init__(self, index_file: str | os.PathLike[str], storage_config: object = None) -> None:
         """Open the store at a path prefix, or make it.
 
         Args:
@@ -44,7 +45,7 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         """
         self._store = VectorStore(index_file, None, 1, storage_config=storage_config)
 
-    def mget(self, keys: Sequence[str]) -> list[Any]:
+    def mget(self, keys: Sequence[str]) -> list[Json]:
         """Return the value of each key, or None.
 
         Args:
@@ -60,7 +61,7 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         found = self._store.retrieve_batch(wanted)
         return [_value(found[key]) if is_id(key) and key in found else None for key in wanted]
 
-    def mset(self, key_value_pairs: Sequence[tuple[str, Any]]) -> None:
+    def mset(self, key_value_pairs: Sequence[tuple[str, Json]]) -> None:
         """Store values, all or none; those of known keys are replaced.
 
         Args:
@@ -120,6 +121,6 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         self.close()
 
 
-def _value(unit: dict[str, Any]) -> Any:
+def _value(unit: JsonObject) -> Json:
     kept = unit["value"]
     return base64.b64decode(kept["base64"]) if "base64" in kept else kept["json"]

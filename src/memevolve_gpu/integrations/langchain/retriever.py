@@ -14,6 +14,7 @@ from pydantic import ConfigDict, ValidationError
 
 from ...components.retrieve import HybridRetrievalStrategy, RetrievalStrategy
 from ...errors import ConfigurationError, InvalidUnitError
+from ...types import JsonObject
 from ...utils.arguments import listed
 from .adapter import checked_ids, no_more, query_text, to_document
 from .filters import on_units
@@ -45,10 +46,10 @@ class MemEvolveRetriever(BaseRetriever):
     strategy: RetrievalStrategy | None = None
     """How to search; None for ``HybridRetrievalStrategy()``."""
 
-    filter: dict[str, Any] | None = None
+    filter: JsonObject | None = None
     """LangChain's form of a filter, on the metadata."""
 
-    filters: dict[str, Any] | None = None
+    filters: JsonObject | None = None
     """This package's form of a filter, on the whole unit."""
 
     def __init__(self, **given: Any) -> None:

@@ -16,6 +16,7 @@ from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
 from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
 from ...records.filters import always, parse
+from ...types import Filters, JsonObject, Vectors
 from ..documents import in_a_thread
 from .adapter import (
     SearchOptions,
@@ -47,7 +48,7 @@ class _Collection:
     def __init__(self, backend: StorageBackend) -> None:
         self._backend = backend
 
-    def get(self, where: Mapping[str, Any] | None = None, limit: int | None = None) -> dict[str, list[Any]]:
+    def get(self, where: Mapping[str, object] | None = None, limit: int | None = None) -> dict[str, list[Any]]:
         """The ids, texts and metadata of documents, oldest first."""
         found = to_documents(list(self._backend.units(on_units(where or None, None), limit=limit)))
         return {
@@ -121,7 +122,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         embedding: Embeddings,
         *,
         embedding_dim: int | None = None,
-        storage_config: Any = None,
+        storage_config: object = None,
         relevance_score_fn: Callable[[float], float] | None = None,
     ) -> _Store:
         """Open the ``VectorStore`` at a path prefix, or create it. ``close()`` closes it.
@@ -151,7 +152,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         cls: type[_Store],
         texts: list[str],
         embedding: Embeddings,
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: list[JsonObject] | None = None,
         *,
         ids: list[str] | None = None,
         **kwargs: Any,
@@ -185,7 +186,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         cls: type[_Store],
         texts: list[str],
         embedding: Embeddings,
-        metadatas: list[dict[str, Any]] | None = None,
+        metadatas: list[JsonObject] | None = None,
         *,
         ids: list[str] | None = None,
         **kwargs: Any,
@@ -262,7 +263,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def add_texts(
         self,
         texts: Iterable[str],
-        metadatas: Sequence[dict[str, Any]] | None = None,
+        metadatas: Sequence[JsonObject] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
@@ -273,7 +274,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     async def aadd_texts(
         self,
         texts: Iterable[str],
-        metadatas: Sequence[dict[str, Any]] | None = None,
+        metadatas: Sequence[JsonObject] | None = None,
         *,
         ids: Sequence[str | None] | None = None,
         **kwargs: Any,
@@ -284,7 +285,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
     def add_embeddings(
         self,
         text_embeddings: Iterable[tuple[str, Sequence[float]]] | None = None,
-        metadatas: Sequence[dict[str, Any]] | None = None,
+        metadatas: Sequence[JsonObject] | None = None,
         ids: Sequence[str | None] | None = None,
         *,
         embeddings: Iterable[Sequence[float]] | None = None,
@@ -314,8 +315,8 @@ class MemEvolveVectorStore(LangChainVectorStore):
         self,
         ids: Sequence[str] | None = None,
         *,
-        filter: Mapping[str, Any] | None = None,  # noqa: A002  # LangChain's name for it
-        filters: Mapping[str, Any] | None = None,
+        filter: Filters | None = None,  # noqa: A002  # LangChain's name for it
+        filters: Filters | None = None,
         **kwargs: Any,
     ) -> bool:
         """Delete documents by id or by filter; all of them when neither is given.
@@ -474,7 +475,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         return _Collection(self._backend)
 
     @classmethod
-    def _made(cls: type[_Store], embedding: Embeddings, options: dict[str, Any]) -> _Store:
+    def _made(cls: type[_Store], embedding: Embeddings, options: JsonObject) -> _Store:
         backend = options.get("backend")
         if backend is not None:
             return cls(embedding=embedding, **options)
@@ -492,12 +493,12 @@ class MemEvolveVectorStore(LangChainVectorStore):
             raise EmbeddingError("embedding is None, and so is the backend's function: give one, or search by vector")
         return self._embedding
 
-    def _nearest(self, options: SearchOptions, vector: Any) -> list[tuple[Document, float]]:
+    def _nearest(self, options: SearchOptions, vector: Vectors) -> list[tuple[Document, float]]:
         found = nearest(self._backend, vector, options)
         self._backend.record_access([unit["id"] for unit, _ in found])
         return [(to_document(unit), distance) for unit, distance in found]
 
-    def _varied(self, options: SearchOptions, lambda_mult: float, vector: Any) -> list[Document]:
+    def _varied(self, options: SearchOptions, lambda_mult: float, vector: Vectors) -> list[Document]:
         found = nearest_vectors(self._backend, vector, options)
         chosen = maximal_marginal_relevance(vector, [row for _, row in found], options.k, lambda_mult)
         units = [found[position][0] for position in chosen]

@@ -5,13 +5,14 @@ FastAPI reads the annotations of functions within functions, so they are not mad
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse
 from starlette.exceptions import HTTPException
 
 from ...components.store.base import StorageBackend
+from ...types import JsonObject
 from ...utils.config import namespace_path
 from . import views
 
@@ -43,7 +44,7 @@ def router(store_of: Callable[[Request], StorageBackend]) -> APIRouter:
     made = APIRouter(include_in_schema=False)
     _add_files(made)
 
-    def read_from(store: Annotated[StorageBackend, Depends(store_of)], namespace: Space = "") -> Any:
+    def read_from(store: Annotated[StorageBackend, Depends(store_of)], namespace: Space = "") -> StorageBackend:
         path = namespace_path(namespace)
         return store.namespace(*path) if path else store
 
@@ -76,35 +77,35 @@ def _add_files(made: APIRouter) -> None:
         return answer(name)
 
 
-def _add_views(made: APIRouter, read_from: Callable[..., Any]) -> None:
+def _add_views(made: APIRouter, read_from: Callable[..., StorageBackend]) -> None:
     @made.get("/ui/api/map")
     def memory_map(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         count: Annotated[int, Query(ge=1, le=views.MOST_POINTS)] = 1000,
         clusters: Annotated[int, Query(ge=1, le=10)] = 8,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return views.memory_map(store, count, clusters)
 
     @made.get("/ui/api/neighbours")
     def neighbours(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         unit_id: Annotated[str, Query(alias="id")],
         count: Annotated[int, Query(ge=1, le=50)] = 8,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return {"neighbours": views.neighbours(store, unit_id, count)}
 
     @made.get("/ui/api/pairs")
     def pairs(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         threshold: Annotated[float, Query(gt=0, le=1)] = 0.9,
         count: Annotated[int, Query(ge=2, le=views.MOST_COMPARED)] = 2000,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return views.near_pairs(store, threshold, count)
 
     @made.get("/ui/api/why")
     def why(
-        store: Annotated[Any, Depends(read_from)],
+        store: Annotated[StorageBackend, Depends(read_from)],
         query: str,
         ids: Annotated[list[str], Query(alias="id", max_length=views.MOST_EXPLAINED)],
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         return {"why": views.why(store, query, ids)}

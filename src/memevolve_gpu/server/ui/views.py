@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from ...components.manage.meaning import compare, meaning_of
 from ...components.manage.meaning_words import FILLERS
 from ...components.manage.near_duplicates import near_groups
+from ...components.store.base import StorageBackend
 from ...components.store.units import unit_to_text
 from ...index.faiss_support import load_faiss
 from ...records.tokenizer import terms_of, words_of
-from ...types import IntArray, MemoryUnit
+from ...types import IntArray, JsonObject, MemoryUnit
 from ...utils.vectors import cosines, normalize_rows
 
 MOST_POINTS = 3000
@@ -28,7 +28,7 @@ _Matrix = NDArray[np.float64]
 _SEED = 7
 
 
-def memory_map(store: Any, count: int, clusters: int) -> dict[str, Any]:
+def memory_map(store: StorageBackend, count: int, clusters: int) -> JsonObject:
     """Place a sample of the units on a plane by the two directions in which their vectors differ most.
 
     Returns ``points`` with x and y in -1..1, ``clusters`` by k-means with the words that mark each, and ``shown``, the
@@ -75,7 +75,7 @@ def _k_means(matrix: _Matrix, k: int) -> IntArray:
     return np.asarray(place[labels])
 
 
-def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
+def _marks(words: Sequence[set[str]], inside: Iterable[object]) -> list[str]:
     """The three words that are frequent inside and rare elsewhere, by term frequency and inverse unit frequency."""
     telling = [{word for word in held if len(word) > 2 and word not in FILLERS["en"]} for held in words]
     here = Counter(word for held, is_in in zip(telling, inside, strict=True) if is_in for word in held)
@@ -83,7 +83,7 @@ def _marks(words: Sequence[set[str]], inside: Any) -> list[str]:
     return sorted(here, key=lambda word: (-here[word] * np.log(len(words) / all_of[word]), word))[:3]
 
 
-def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
+def neighbours(store: StorageBackend, unit_id: str, count: int) -> list[JsonObject]:
     """The units nearest to a unit, with their cosines; none where there is no such unit."""
     own = store.vectors_of([unit_id]).get(unit_id)
     if own is None:
@@ -99,15 +99,15 @@ def neighbours(store: Any, unit_id: str, count: int) -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: -one["cosine"])
 
 
-def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
+def near_pairs(store: StorageBackend, threshold: float, count: int) -> JsonObject:
     """Pairs of near units among the newest ``count``, each with what differs, most urgent first.
 
     ``kind`` is what deduplication decides by the texts: ``conflict`` (one statement with another value or sense, which
     a cosine hardly sees), ``same``, or ``different``; ``reason`` says why.
     """
     total = store.count()
-    newest = {"order_by": "-metadata.created_at", "limit": count}
-    only = None if total <= count else [unit["id"] for unit in store.units(**newest)]
+    newest = store.units(order_by="-metadata.created_at", limit=count) if total > count else None
+    only = None if newest is None else [unit["id"] for unit in newest]
     found = [(group[0], other) for group in near_groups(store, threshold, only=only) for other in group[1:]]
     listed = found[:MOST_JUDGED]
     ids = [name for pair in listed for name in pair]
@@ -126,7 +126,7 @@ def near_pairs(store: Any, threshold: float, count: int) -> dict[str, Any]:
     return {"pairs": pairs[:MOST_PAIRS], "found": len(found), "compared": min(total, count), "total": total}
 
 
-def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
+def _difference(a: MemoryUnit, b: MemoryUnit) -> JsonObject:
     texts = unit_to_text(a), unit_to_text(b)
     first, second = (Counter(_words(text)) for text in texts)
     verdict = compare(*map(meaning_of, texts))
@@ -134,7 +134,7 @@ def _difference(a: MemoryUnit, b: MemoryUnit) -> dict[str, Any]:
     return {"kind": verdict.kind, "reason": verdict.reason.replace("#", ""), "only": only}  # "#" marks a number
 
 
-def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def why(store: StorageBackend, query: str, ids: Sequence[str]) -> dict[str, JsonObject]:
     """For each unit its cosine with the query, its BM25 score (None if not among the best), and the common words.
 
     A word of the query is common when the unit holds it in any form, as for the keyword index.
@@ -143,7 +143,7 @@ def why(store: Any, query: str, ids: Sequence[str]) -> dict[str, dict[str, Any]]
     asked = {word: set(terms_of(word)) for word in _words(query)}
     similar = store.similarities(query, list(units)) if units and query.strip() else {}
     scores = {name: score for score, name in store.search_keywords(query, MOST_EXPLAINED)} if units and asked else {}
-    found = dict[str, dict[str, Any]]()
+    found = dict[str, JsonObject]()
     for name, unit in units.items():
         held = words_of(unit_to_text(unit)).counts
         common = sorted(word for word, forms in asked.items() if not forms.isdisjoint(held))

