@@ -86,11 +86,12 @@ class Faults:
     def put(self, real: Callable[..., None]) -> Callable[..., None]:
         """Half-way: all of it is there but the last, the float32 rows."""
 
-        def call(rows: DeviceRows, start: int, block: Any, places: Any, codes: Any, vectors: Any) -> None:
+        def call(rows: DeviceRows, start: int, block: Any, vectors: Any = None) -> None:
             self.strike("put")
-            real(rows, start, block, places, codes, vectors)
+            real(rows, start, block, vectors)
             if self.step == "half a put" and rows.float32_rows is not None:
-                rows.float32_rows[start : start + len(places)] = 0
+                positions = slice(start, start + len(block))
+                rows.float32_rows[positions if rows.places is None else rows.places[positions].long()] = 0
                 self.strike("half a put")
 
         return call

@@ -260,7 +260,6 @@ def world(seed: str, folder: Path) -> Iterator[tuple[SimulatedDisk, Clock]]:
             ("time.thread_time", steady),
             ("time.sleep", steady.sleep),
             ("time.strftime", lambda form: strftime(form, time.gmtime(clock()))),
-            ("memevolve_gpu.components.store.listing.datetime", clock.datetime()),
             ("memevolve_gpu.utils.timestamps.datetime", clock.datetime()),
         ):
             patches.enter_context(patch(target, value))
