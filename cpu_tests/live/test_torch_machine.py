@@ -90,8 +90,7 @@ class Faults:
             self.strike("put")
             real(rows, start, block, vectors)
             if self.step == "half a put" and rows.float32_rows is not None:
-                positions = slice(start, start + len(block))
-                rows.float32_rows[positions if rows.places is None else rows.places[positions].long()] = 0
+                rows.float32_rows[start : start + len(block)] = 0
                 self.strike("half a put")
 
         return call
