@@ -31,14 +31,14 @@ class lazy(Generic[T]):  # noqa: N801 - a decorator, like property
     def __set_name__(self, _owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, instance: Any, _owner: type | None = None) -> T:
+    def __get__(self, instance: object, _owner: type | None = None) -> T:
         value: T = self._compute(instance)
         instance.__dict__[self._name] = value  # found before this descriptor from now on
         return value
 
     if TYPE_CHECKING:  # the value may be set, too
 
-        def __set__(self, instance: Any, value: T) -> None: ...
+        def __set__(self, instance: object, value: T) -> None: ...
 
 
 class AfterFork(Protocol):

@@ -72,7 +72,7 @@ class DeviceQueries:
         return found.copy() if copy else found
 
 
-def lies_on_device(array: Any) -> bool:
+def lies_on_device(array: object) -> bool:
     """Does ``array`` say that it lies on a GPU?"""
     if isinstance(array, np.ndarray):
         return False
