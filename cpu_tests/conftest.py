@@ -60,6 +60,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a failed test at once: whoever ends the run before its summary still learns which it was."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid} ({report.when}, {report.duration:.1f} s)\n{report.longreprtext}", flush=True)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     """Name what is needed to repeat this run."""
     profile = config.getoption("--hypothesis-profile", default=None) or "ci (derandomized)"

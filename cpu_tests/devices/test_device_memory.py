@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from gpu_kit import MB, Card, FakeProber, line, machine_with
+from support import as_child
 
 from memevolve_gpu.devices.gpu_probe import Gpu, Prober
 from memevolve_gpu.devices.memory import (
@@ -271,10 +271,10 @@ def test_the_host_has_a_budget_of_the_same_shape() -> None:
 
 
 def in_child(work: Callable[[], bool]) -> bool:
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if work() else 1)
-    return os.waitpid(child, 0)[1] == 0
+    def act() -> None:
+        assert work()
+
+    return as_child(act) == 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import hashlib
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child", "each"]
+__all__ = ["HANGS", "SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child", "each", "ended", "fork"]
 
 SEED = 20_260_101
 """Seed of every random choice of the tests that hypothesis does not make; printed in the header of a run."""
@@ -116,20 +118,39 @@ def each(names: str | Sequence[str], values: Iterable[Any]) -> Callable[[Callabl
     return loop
 
 
-def as_child(act: Callable[[], object]) -> int:
-    """Run ``act`` in a forked child; returns its exit status: 0 when it returned, 1 when it raised."""
+HANGS = 100
+"""Seconds after which a forked child shows its stacks and is ended by its alarm."""
+
+
+def fork(act: Callable[[], object]) -> int:
+    """Run ``act`` in a forked child; returns its number, for ``ended``. Whatever happens, nothing else runs in it."""
     sys.stdout.flush()
+    sys.stderr.flush()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of forking while threads run
         pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            act()
-            status = 0
-        except BaseException:  # noqa: BLE001 - shown, and told by the status
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
+    if pid:
+        return pid
+    status = 1
+    try:
+        if sys.platform != "win32":
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            faulthandler.register(signal.SIGALRM, file=2, chain=True)
+            signal.alarm(HANGS)
+        act()
+        status = 0
+    except BaseException:  # noqa: BLE001 - shown, and told by the status
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def ended(pid: int) -> int:
+    """The exit status of a child: 0 when its act returned, 1 when it raised, less than 0 for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def as_child(act: Callable[[], object]) -> int:
+    """Run ``act`` in a forked child until it ends; returns its exit status, as ``ended`` does."""
+    return ended(fork(act))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from endurance import DIM, Model, contents, embed, verify
+from support import HANGS, ended, fork
 
 from memevolve_gpu import StorageConfig, StoreClosedError, VectorStore
 from memevolve_gpu.index import vector_table
@@ -29,9 +29,6 @@ pytestmark = [
     # Python 3.12 warns of what is tested here: forking while threads run.
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-
-HANGS = 30
-"""Seconds after which a child is killed by its alarm."""
 
 
 def open_store(prefix: Path, **settings: Any) -> VectorStore:
@@ -55,27 +52,9 @@ def finds(store: VectorStore, one: dict[str, Any]) -> bool:
     return [unit_id for _, unit_id in store.search(f"{one['content']} {one['type']}", 1)] == [one["id"]]
 
 
-def fork(act: Callable[[], object]) -> int:
-    """Run ``act`` in a forked child, which an alarm ends should it hang."""
-    pid = os.fork()
-    if pid:
-        return pid
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(HANGS)
-    status = 1
-    try:
-        act()
-        status = 0
-    except BaseException:  # noqa: BLE001 - told to the parent by the status
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
-
-
 def join(pid: int) -> None:
-    status = os.waitpid(pid, 0)[1]
-    assert not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM), "the child hangs"
+    status = ended(pid)
+    assert status != -signal.SIGALRM, "the child hangs; its stacks are in the captured stderr"
     assert status == 0, f"the child failed with status {status}; its traceback is in the captured stderr"
 
 
@@ -188,10 +167,12 @@ class TestThreads:
 
         thread = threading.Thread(target=loop)
         thread.start()
-        for _ in range(12):
-            join(fork(act))
-        stop.set()
-        thread.join(HANGS)
+        try:
+            for _ in range(12):
+                join(fork(act))
+        finally:
+            stop.set()
+            thread.join(HANGS)
         assert not thread.is_alive(), "the parent hangs"
         assert not failed
         assert sum(unit_id.startswith("child") for unit_id in contents(store)) == 12
@@ -354,17 +335,18 @@ def test_parent_and_child_do_not_write_into_one_spill(tmp_path: Path, monkeypatc
         def act() -> None:
             store.store_batch(units(0, 40, word="child"))  # the child applies these
             os.write(first[1], b"x")
-            os.read(second[0], 1)
+            assert os.read(second[0], 1) == b"x"
             verify(store, [model_of(units(0, 500), units(20, 40, word="child"), units(0, 30, word="parent"))])
 
         pid = fork(act)
-        os.read(first[0], 1)
+        os.close(first[1])
+        assert os.read(first[0], 1) == b"x", "the child failed"
         store.delete_batch([f"child{number}" for number in range(20)])  # the parent skips the deleted ones
         store.store_batch(units(0, 30, word="parent"))
         expected = model_of(units(0, 500), units(20, 40, word="child"), units(0, 30, word="parent"))
         verify(store, [expected])
         os.write(second[1], b"x")
-        assert os.waitpid(pid, 0)[1] == 0
+        join(pid)
         verify(store, [expected])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu_kit import MB, Card, OnCard, line, machine_with, others_take_all, printing, timed_as
-from support import SEED, FakeBatchEmbedder
+from support import SEED, FakeBatchEmbedder, as_child
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.devices.gpu_probe import Prober
@@ -224,19 +223,18 @@ def asked_of(request: str, command: list[str], visible: str | None = None, signs
 def test_the_child_of_a_fork_tells_that_it_stays_on_the_cpu(request_: str, tmp_path: Path, card: Card) -> None:
     with filled(tmp_path, machine_with(card, request_)) as store:
         assert shown(store)["device"] == "cuda:0"
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                due = store._open.live.device_manager.needs_look
-                store.run_maintenance()
-                store.run_maintenance()
-                told, health = refusals(store), shown(store)
-                right = len(told) == 1 and "use spawn" in told[0][1] and "use spawn" in health["problem"]
-                status = 0 if right and due and health["device"] == "cpu" else 2
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def act() -> None:
+            assert store._open.live.device_manager.needs_look
+            store.run_maintenance()
+            store.run_maintenance()
+            told, health = refusals(store), shown(store)
+            assert len(told) == 1
+            assert "use spawn" in told[0][1]
+            assert "use spawn" in health["problem"]
+            assert health["device"] == "cpu"
+
+        assert as_child(act) == 0
         assert refusals(store) == []
         assert shown(store)["device"] == "cuda:0"
 

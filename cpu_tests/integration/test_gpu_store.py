@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu_kit import MB, Card, OnCard, machine_with, others_take_all, timed_as
-from support import SEED, FakeBatchEmbedder
+from support import SEED, FakeBatchEmbedder, as_child
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.devices import memory
@@ -426,19 +425,18 @@ def test_a_forked_child_answers_from_the_host(tmp_path: Path, card: Card) -> Non
     with filled(tmp_path, machine_with(card)) as store:
         expected = store.search_vectors(vectors_of(5), 3)[1]
         searches = card.searches
-        child = os.fork()
-        if child == 0:
-            try:
-                same = store.search_vectors(vectors_of(5), 3)[1] == expected and card.searches == searches
-                store.run_maintenance()
-                figures = store.statistics()
-                stays = figures["index"]["engine"] == "cpu" and "spawn" in figures["device"]["reason"]
-                gc.collect()
-                untouched = len(card.holders) == 1  # freed in the child, it would be a call to the parent's device
-                os._exit(0 if same and stays and untouched else 1)
-            finally:
-                os._exit(2)
-        assert os.waitpid(child, 0)[1] == 0
+
+        def act() -> None:
+            assert store.search_vectors(vectors_of(5), 3)[1] == expected
+            assert card.searches == searches
+            store.run_maintenance()
+            figures = store.statistics()
+            assert figures["index"]["engine"] == "cpu"
+            assert "spawn" in figures["device"]["reason"]
+            gc.collect()
+            assert len(card.holders) == 1  # freed in the child, it would be a call to the parent's device
+
+        assert as_child(act) == 0
         assert store.search_vectors(vectors_of(5), 3)[1] == expected
         assert card.searches == searches + 1
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from milvus_fake import FakeError, FakeMilvus
-from support import FakeEmbedder
+from support import FakeEmbedder, as_child
 
 from memevolve_gpu.errors import (
     ConfigurationError,
@@ -197,12 +197,12 @@ class TestConnections:
         with MilvusStore(FakeEmbedder(4), client=connect) as store:
             store.store({"content": "a"})
             reading, writing = os.pipe()
-            child = os.fork()
-            if not child:
+
+            def act() -> None:
                 given = store.store({"content": "b"})
                 os.write(writing, f"{len(made)} {given}".encode())
-                os._exit(0)
-            os.waitpid(child, 0)
+
+            assert as_child(act) == 0
             connections, theirs = os.read(reading, 100).decode().split()
             os.close(reading)
             os.close(writing)

@@ -16,7 +16,7 @@ from typing import Any
 import apsw
 import pytest
 from records_kit import DIM, foreign_connection, put, unit
-from support import as_child, each
+from support import as_child, each, ended, fork
 
 from memevolve_gpu.errors import (
     ConfigurationError,
@@ -366,10 +366,10 @@ def test_a_reader_who_may_not_write_to_the_folder_sees_later_writers(open_folder
                 assert reading.check() == []
                 os.write(to_owner[1], b"x")
 
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        os._exit(without_rights(read))
+    def read_without_rights() -> None:
+        assert without_rights(read) == 0
+
+    pid = fork(read_without_rights)
 
     def stage_is_read() -> None:
         os.write(to_reader[1], b"x")
@@ -395,7 +395,7 @@ def test_a_reader_who_may_not_write_to_the_folder_sees_later_writers(open_folder
 
     assert as_child(kill) == -signal.SIGKILL
     stage_is_read()
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ended(pid) == 0
 
 
 def test_a_log_that_a_reader_cannot_read_is_refused_with_the_remedy(open_folder: Path) -> None:

@@ -11,6 +11,7 @@ import apsw
 import numpy as np
 import pytest
 from records_kit import foreign_connection, unit
+from support import as_child
 
 from memevolve_gpu.errors import CorruptStoreError
 from memevolve_gpu.records import Records
@@ -26,15 +27,12 @@ def filled(prefix: Path, dim: int, names: range) -> Records:
 
 
 def filled_and_killed(prefix: Path, dim: int, names: range) -> None:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            kept = filled(prefix, dim, names)
-            os.kill(os.getpid(), signal.SIGKILL)
-            kept.close()
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    def kill() -> None:
+        kept = filled(prefix, dim, names)
+        os.kill(os.getpid(), signal.SIGKILL)
+        kept.close()
+
+    assert as_child(kill) == -signal.SIGKILL
 
 
 def page_size(file: Path) -> object:

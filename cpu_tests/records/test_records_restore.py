@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import traceback
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 import apsw
 import pytest
 from records_kit import DIM, foreign_connection, put, vector
+from support import as_child, ended, fork
 
 from memevolve_gpu.errors import CorruptStoreError, NotAStoreError, StorageError
 from memevolve_gpu.records import Records
@@ -29,19 +29,13 @@ _COPIES = ("backup", "closed file", "copy by SQLite", "VACUUM INTO")
 
 def killed(act: Callable[[], object]) -> None:
     """Run ``act`` in a child process that ends by SIGKILL after it, or within it."""
-    sys.stdout.flush()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            kept = act()
-            os.kill(os.getpid(), signal.SIGKILL)
-            assert kept is not act
-        except BaseException:  # noqa: BLE001 - shown, and told by the status
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+    def kill() -> None:
+        kept = act()
+        os.kill(os.getpid(), signal.SIGKILL)
+        assert kept is not act
+
+    assert as_child(kill) == -signal.SIGKILL
 
 
 def write(prefix: Path, names: list[str]) -> Records:
@@ -217,23 +211,22 @@ def test_a_backup_over_an_older_store_is_noticed(first_version: Path, tmp_path: 
 def another_process(act: Callable[[], object]) -> Iterator[None]:
     """``act`` has been done in a child, which lives, and keeps what is open, until the block ends."""
     told, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            keep = act()
-            os.write(tell, b"x")
-            signal.pause()
-            assert keep is not None
-        finally:
-            os._exit(1)
-    assert os.read(told, 1) == b"x"
+
+    def live() -> None:
+        keep = act()
+        os.write(tell, b"x")
+        signal.pause()
+        assert keep is not None
+
+    pid = fork(live)
+    os.close(tell)
+    assert os.read(told, 1) == b"x", "the child failed"
     try:
         yield
     finally:
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        ended(pid)
         os.close(told)
-        os.close(tell)
 
 
 def held_open(prefix: Path) -> Records:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from records_kit import DIM, facts, foreign_connection, put, unit, vector
-from support import SEED, as_child
+from support import SEED, as_child, ended, fork
 
 from memevolve_gpu.errors import (
     LockTimeoutError,
@@ -371,17 +371,10 @@ def test_parent_and_child_write_at_once(records: Records, prefix: Path) -> None:
         for number in range(100):
             put(records, f"child{number}")
 
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            child()
-            status = 0
-        finally:
-            os._exit(status)
+    pid = fork(child)
     for number in range(100):
         put(records, f"parent{number}")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ended(pid) == 0
     assert records.count() == 200
     assert records.check() == []
 
@@ -392,25 +385,21 @@ def test_a_child_survives_its_parent_closing(records: Records, prefix: Path) -> 
     gate_read, gate_write = os.pipe()
     told_read, told_write = os.pipe()
 
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            put(records, "b")
-            os.write(told_write, b"x")
-            os.read(gate_read, 1)
-            put(records, "c")
-            assert records.check() == []
-            records.close()
-            status = 0
-        finally:
-            os._exit(status)
+    def child() -> None:
+        put(records, "b")
+        os.write(told_write, b"x")
+        os.read(gate_read, 1)
+        put(records, "c")
+        assert records.check() == []
+        records.close()
+
+    pid = fork(child)
     os.close(told_write)
     assert os.read(told_read, 1) == b"x", "the child failed before"
     assert records.exists("b")
     records.close()
     os.write(gate_write, b"x")
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ended(pid) == 0
     for end in (gate_read, gate_write, told_read):
         os.close(end)
     with Records.open(prefix) as again:
@@ -515,21 +504,24 @@ def test_a_wait_for_another_process_ends_with_an_error_that_names_it(prefix: Pat
     ready, tell = os.pipe()
     with Records.open(prefix, dim=DIM) as records:
         put(records, "a")
-    pid = os.fork()
-    if pid == 0:
+
+    def hold() -> None:
         with Records.open(prefix) as held, held.write():
             os.write(tell, b"x")
             signal.pause()
-        os._exit(1)
+
+    pid = fork(hold)
+    os.close(tell)
     try:
-        assert os.read(ready, 1) == b"x"
+        assert os.read(ready, 1) == b"x", "the child failed"
         with Records.open(prefix, lock_timeout=0.2) as records:
             with pytest.raises(LockTimeoutError, match=rf"process {pid} has held the writer lock"):
                 put(records, "b")
             assert list(records.ids()) == ["a"]
     finally:
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        ended(pid)
+        os.close(ready)
     with Records.open(prefix, lock_timeout=0.2) as records:
         put(records, "b")
 

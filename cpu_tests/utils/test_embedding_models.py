@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import gc
 import importlib.util
 import json
 import logging
+import os
+import subprocess
 import sys
 import threading
 import types
@@ -16,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forks import SOURCE
+from support import as_child
 
 from memevolve_gpu.errors import ConfigurationError, DimensionMismatchError, EmbeddingError, EngineError
 from memevolve_gpu.utils.config import EmbeddingConfig
@@ -539,6 +544,58 @@ def test_a_real_onnx_file_knows_meaning(onnx_folder: Path, named: str) -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
     assert function.embed_batch([]).shape[0] == 0
+
+
+REPORTS = """
+import importlib, os, sys
+name, path = sys.argv[1:]
+module = importlib.import_module(f"memevolve_gpu.utils.embeddings.{name}")
+module.LocalEmbedder(path=path)("a") if name == "local" else module.CrossEncoder(path)
+assert "onnxruntime" in sys.modules
+files = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+assert not [file for file in files if "onnxruntime.db" in file]
+child = os.fork()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
+"""
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", ["local", "cross_encoder"])
+def test_nothing_is_reported_to_the_makers_of_onnxruntime(name: str, onnx_folder: Path) -> None:
+    """A forked child would wait for ever for the thread that reports, too."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    command = [sys.executable, "-W", "ignore", "-c", REPORTS, name, str(onnx_folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_onnx
+def test_a_forked_child_embeds_and_frees_the_model(onnx_folder: Path) -> None:
+    """It lacks the model's threads, and nobody gives back a lock there that another thread held."""
+    embedder = LocalEmbedder(path=onnx_folder)
+    expected = embedder("some text")
+
+    def act() -> None:
+        np.testing.assert_array_equal(embedder("some text"), expected)
+        vars(embedder).clear()
+        gc.collect()
+
+    leave, inside = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with embedder._lock:
+            inside.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait()
+    try:
+        assert as_child(act) == 0
+    finally:
+        leave.set()
+        holder.join()
 
 
 @needs_onnx

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -159,6 +161,53 @@ def test_one_that_cannot_close_or_open_keeps_none_of_the_others_from_its_turn(tm
     thread.start()
     thread.join(5)
     assert free == [True], "no other thread can open a store or fork"
+
+
+def test_garbage_of_the_parent_is_renewed_before_it_is_collected(tmp_path: Path) -> None:
+    """A model that nobody holds any more waits, when it is freed, for threads that the child lacks."""
+
+    class Model(Recorder):
+        def __init__(self, log: Path) -> None:
+            super().__init__(log)
+            self.itself = self
+            forking.renew_in_child(self)
+
+        def __del__(self) -> None:
+            self.note("freed")
+
+    class Drops(Recorder):
+        def before_fork(self) -> bool:
+            held.clear()
+            gc.set_threshold(1, 1, 1)
+            return True
+
+        def after_fork(self) -> None:
+            pass
+
+    log, thresholds = tmp_path / "log", gc.get_threshold()
+    held, drops = [Model(log)], Drops(log)
+    forking.close_for_fork(drops)
+    gc.enable()
+    try:
+        assert noted_in_child(log).split()[0] == "after"
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+def test_what_is_never_freed_stays_when_nobody_holds_it() -> None:
+    class One:
+        pass
+
+    freed: list[str] = []
+    for keep, expected in ((True, []), (False, ["freed"])):
+        one = One()
+        weakref.finalize(one, freed.append, "freed").atexit = False
+        if keep:
+            forking.never_free(one)
+        del one
+        gc.collect()
+        assert freed == expected
 
 
 def test_a_child_of_a_process_with_closed_stores_renews_all(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from support import SEED, FakeEmbedder, as_child
+from support import SEED, FakeEmbedder, as_child, ended, fork
 
 from memevolve_gpu import ConflictError, CorruptStoreError, HistoryError, InvalidQueryError, StorageConfig, VectorStore
 from memevolve_gpu.components.manage import SimpleManagementStrategy
@@ -391,18 +391,13 @@ def test_another_process_is_followed_and_reading_resumes(tmp_path: Path) -> None
     with store_at(tmp_path) as store:
         store.store({"id": "first", "content": "first"})
         start = store.change_number
-        child = os.fork()
-        if not child:
-            try:
-                write()
-            finally:
-                os._exit(0)
+        child = fork(write)
         seen = []
         for change in store.watch(start, timeout=20.0):
             seen.append(change)
             if len(seen) == 20:
                 break
-        os.waitpid(child, 0)
+        assert ended(child) == 0
         assert [change.id for change in seen] == [f"u{number}" for number in range(20)]
         assert [change.seq for change in seen] == sorted(change.seq for change in seen)
         rest = list(store.changes(seen[4].seq, limit=3))

@@ -605,7 +605,7 @@ def test_what_was_acknowledged_before_a_kill_is_in_its_namespace(tmp_path: Path)
                     if number == 40:
                         os.kill(os.getpid(), signal.SIGKILL)
 
-        assert os.WIFSIGNALED(killed(child))
+        assert as_child(child) == -signal.SIGKILL
         with VectorStore(tmp_path / "store", FakeEmbedder(DIM), storage_config={"background": False}) as store:
             assert store.check() == []
             for path, name in (one.split(" ") for one in line.read_text().splitlines()):
@@ -616,17 +616,6 @@ def test_what_was_acknowledged_before_a_kill_is_in_its_namespace(tmp_path: Path)
                 assert name in [found for _, found in here.search(found["content"], 3)]
             held = [(info.path, info.count) for info in store.namespaces()]
             assert held == sorted((path, len(list(store.namespace(*path).units()))) for path, _ in held)
-
-
-def killed(act: Callable[[], object]) -> int:
-    """Run ``act`` in a forked child; returns how it ended, as ``os.wait`` does."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-        finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]
 
 
 def settled(store: VectorStore) -> dict[tuple[str, ...], list[Any]]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gc
-import os
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 from index.torch_gpu.conftest import CARD
 from oracle import check_answer, nearest, recall, rows_of
-from support import each
+from support import as_child, each
 from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError, EngineError
@@ -216,19 +214,16 @@ def test_a_forked_child_leaves_the_device_alone(kind: str, card: Account, monkey
     index = on_card(kind, vectors)
     expected = index.search(queries, 10, SearchParams())[1]
     asked = fails_when(monkeypatch, lambda _: None)
-    reading, writing = os.pipe()
-    with device_lock(CARD), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: that is what is tested
-        child = os.fork()
-        if child == 0:
-            same = np.array_equal(np.sort(index.search(queries, 10, SearchParams())[1]), np.sort(expected))
-            happened = what_happened(index) == [("fork", "cpu-until-restart")]
-            os.write(writing, bytes([same, happened, asked == [], index.device == "cpu"]))
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert os.read(reading, 10) == bytes([1, 1, 1, 1])
-    os.close(reading)
-    os.close(writing)
+
+    def act() -> None:
+        found = index.search(queries, 10, SearchParams())[1]
+        assert np.array_equal(np.sort(found), np.sort(expected))
+        assert what_happened(index) == [("fork", "cpu-until-restart")]
+        assert asked == []
+        assert index.device == "cpu"
+
+    with device_lock(CARD):
+        assert as_child(act) == 0
     assert index.device == CARD
 
 

@@ -628,6 +628,15 @@ def may_download() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() not in ("1", "on", "yes", "true")
 
 
+def no_telemetry() -> None:
+    """Keep onnxruntime from reporting to its makers, unless the user decided: called before its first import.
+
+    From version 1.29 on it tells them of the machine and of each model, in a thread on which a forked child waits for
+    ever at its end.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
 def fastembed_cache() -> Path:
     """Where fastembed keeps the models that it downloaded: FASTEMBED_CACHE_PATH, else its default."""
     return Path(os.environ.get("FASTEMBED_CACHE_PATH") or Path(tempfile.gettempdir(), "fastembed_cache"))

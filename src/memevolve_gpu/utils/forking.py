@@ -7,6 +7,8 @@ nowhere else.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import threading
 import weakref
@@ -67,6 +69,7 @@ _to_renew: weakref.WeakSet[AfterFork] = weakref.WeakSet()
 _to_call: list[Callable[[], object]] = []
 _closed: list[Forkable] = []
 _in_use: list[Forkable] = []
+_collects: list[bool] = []
 
 
 @contextmanager
@@ -91,8 +94,15 @@ def call_in_child(function: Callable[[], object]) -> None:
     _to_call.append(function)
 
 
+def never_free(one: object) -> None:
+    """Keep ``one`` until the process ends: in a child, an engine that is freed may wait for threads that it lacks."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
+
+
 def _before() -> None:
     _forking.acquire()
+    _collects.append(gc.isenabled())
+    gc.disable()  # until all is renewed: in the child, garbage of the parent may wait for threads that it lacks
     with ExitStack() as every:  # one that fails keeps none of the others from its turn, here and below
         for one in list(_to_close):
             every.callback(_close, one)
@@ -113,8 +123,20 @@ def _after() -> None:
             every.callback(one.after_fork)
 
 
+def _collect() -> None:
+    if _collects and _collects.pop():
+        gc.enable()
+
+
+def _in_parent() -> None:
+    with ExitStack() as every:
+        every.callback(_after)
+        every.callback(_collect)
+
+
 def _in_child() -> None:
     with ExitStack() as every:  # last in, first out
+        every.callback(_collect)
         for function in reversed(_to_call):
             every.callback(function)
         for renewed in list(_to_renew):
@@ -124,4 +146,4 @@ def _in_child() -> None:
             every.callback(one.disable_in_child)
 
 
-os.register_at_fork(before=_before, after_in_parent=_after, after_in_child=_in_child)
+os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
-from ..config import may_download
+from ..config import may_download, no_telemetry
+from ..forking import never_free, renew_in_child
 from .local import INSTALL, OWN, hush, listed_name, model_errors, onnx_file, registered
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ class CrossEncoder:
         self._name = name
         self._lock = threading.RLock()
         self._loaded: TextCrossEncoder | None = None
+        renew_in_child(self)
+
+    def after_fork(self) -> None:
+        """Load the model anew in a forked child, which lacks the threads that the old one waits for."""
+        never_free(self._loaded)
+        self._lock, self._loaded = threading.RLock(), None
 
     def __call__(self, query: str, texts: Sequence[str]) -> list[float]:
         """Return a number for each text, larger for a better match.
@@ -85,6 +92,7 @@ def _existing(model: str) -> Path | None:
 
 
 def _fastembed() -> Any:
+    no_telemetry()
     try:
         from fastembed.rerank.cross_encoder import TextCrossEncoder
     except (ImportError, OSError) as error:

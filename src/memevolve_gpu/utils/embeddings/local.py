@@ -19,7 +19,8 @@ import numpy as np
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray, Vectors
 from ..arguments import optional_text, path_text, switch, whole_number
-from ..config import fastembed_cache, may_download
+from ..config import fastembed_cache, may_download, no_telemetry
+from ..forking import never_free, renew_in_child
 from ..vectors import normalize_rows
 from .adapter import TextEmbedder, prefixes_of
 
@@ -115,9 +116,17 @@ class LocalEmbedder(TextEmbedder):
         self._chunk = switch("chunk", chunk)
         self._lock = threading.RLock()
         self._loaded: _Runtime | None = None
+        renew_in_child(self)
         self._warned = False
         self.model_name = DEFAULT_MODEL if self._default else self._source
         self.dimension = _DEFAULT_DIMENSION if self._default else None
+
+    def after_fork(self) -> None:
+        """Load the model anew in a forked child, which lacks the threads that the old one waits for."""
+        never_free(self._loaded)
+        self._lock, self._loaded = threading.RLock(), None
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)  # those of OpenMP are not there either
 
     def _prefixes(self) -> tuple[str, str]:
         return prefixes_of(self._source)
@@ -267,6 +276,7 @@ def _register(file: Path) -> str:
 
 
 def _text_embedding() -> Any:
+    no_telemetry()
     try:
         from fastembed import TextEmbedding
     except (ImportError, OSError) as error:
