@@ -77,10 +77,10 @@ class Changes(RuleBasedStateMachine):
                 self.store.delete(f"u{which}")
                 self.model.pop(f"u{which}", None)
 
-        def meddling(path: Any, slots: Any) -> Any:
+        def meddling(*given: Any, **named: Any) -> Any:
             if not late:
                 change()
-            found = read(path, slots)
+            found = read(*given, **named)
             change()
             return found
 

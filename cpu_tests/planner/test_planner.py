@@ -151,7 +151,7 @@ def test_what_the_rule_plans_is_optimal_unless_a_setting_holds_it(n: int, per: i
         (5000, 600, ListsRule(nlist_min=600, nlist_max=600), ["NLIST_MIN=600"]),
         (5000, 1000, ListsRule(vectors_per_centroid=5, nlist_max=5000), ["VECTORS_PER_CENTROID=5"]),
         (2000, 256, ListsRule(vectors_per_centroid=5), ["VECTORS_PER_CENTROID=5"]),
-        (50_000, 250, ListsRule(vectors_per_centroid=200), ["VECTORS_PER_CENTROID=200"]),
+        (50_000, 166, ListsRule(vectors_per_centroid=300), ["VECTORS_PER_CENTROID=300"]),
         (6000, 50, ListsRule(adaptive=False), ["ADAPTIVE_NLIST=false"]),
         (6000, 20, ListsRule(nlist_max=20, adaptive=False), ["ADAPTIVE_NLIST=false", "NLIST_MAX=20"]),
     ],

@@ -27,7 +27,8 @@ from ..utils.forking import renew_in_child
 from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
-from .field_columns import FieldColumns, FieldValues, Log
+from .field_columns import FieldColumns, Log
+from .field_values import FieldValues
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
@@ -35,6 +36,7 @@ from .query_sample import QuerySample
 from .snapshots import agrees, load_snapshot, read_everything, remove_snapshot
 from .view import Found, View, ViewFilter, row_filter_of
 from .view_builder import ViewBuilder, apart, on_host
+from .worker import SearchYield
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +297,11 @@ class LiveIndex:
         return list(zip(scores[best].tolist(), distances[best].tolist(), slots[best].tolist(), strict=True))
 
     def _log(self, view: View) -> Log:
-        return Log(view.watermark, view.live_slots, self._touched.since)
+        return Log(view.watermark, view.live_slots, self._changed_since)
+
+    def _changed_since(self, seq: int) -> IntArray | None:
+        known = self._touched.since(seq)
+        return self.records.changed_slots(seq) if known is None else known
 
     def prepare(self, fields: Mapping[tuple[str, ...], bool]) -> None:
         """Read fields into memory, so that the first filter on them finds them there; True: they hold moments."""
@@ -307,16 +313,25 @@ class LiveIndex:
             self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
     def save_fields(self, timeout: float) -> None:
-        """Keep the names of the fields that filters used, for the next opening; a failure is an event."""
+        """Keep the fields that filters used, for the next opening; a failure is an event."""
         try:
-            self.columns.save_named(timeout)
-        except StorageError as error:
+            self.columns.save(timeout)
+        except (StorageError, OSError) as error:
             self.events.record("fields-unsaved", str(error))
 
-    def foresee(self, recalled: Mapping[tuple[str, ...], bool]) -> None:
-        """Read recalled fields and the usual ones of the units into memory, if filters are in use."""
-        if recalled or self.columns.wants_foresight:
-            self.columns.foresee(lambda: self._log(self.catch_up()), recalled)
+    @property
+    def needs_foresight(self) -> bool:
+        """Whether fields should be read before filters name them."""
+        return self.columns.needs_foresight(self._view.count)
+
+    def foresee(self, recalled: Mapping[tuple[str, ...], bool], stop: Callable[[], bool] = lambda: False) -> None:
+        """Read recalled fields and the usual ones of the units into memory, where filters are in use or may be soon.
+
+        stop: whether to give up.
+        """
+        if recalled or (self.last_search and self.needs_foresight):
+            pause = SearchYield(lambda: self.last_search)
+            self.columns.foresee(lambda: self._log(self.catch_up()), recalled, pause, stop)
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""
