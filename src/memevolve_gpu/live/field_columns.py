@@ -100,6 +100,8 @@ class FieldColumns:
         self._columns: LruCache[Path, _Column | None] = LruCache(MOST_COLUMNS)
         self.wants_foresight = False
         """A filter had to read a field, so filters may soon name others."""
+        self._unsaved = False
+        """Columns in memory are about to be moved into the file."""
         self._epoch = 0
         """Grows when all columns are forgotten."""
         self.clear()
@@ -202,6 +204,8 @@ class FieldColumns:
         if self._seq < 0:
             self._open_file(watermark)
         slots = changed(self._seq) if self._seq >= 0 else None
+        if slots is None and self._file is not None:
+            slots = self._records.changed_slots(self._seq)
         if slots is None or len(slots) > max(_FRESH_ROWS, len(self._slots) // 4):
             self._forget_columns()
             self._slots = live_slots()
@@ -318,6 +322,7 @@ class FieldColumns:
                     self._columns.put(path, made[path])
             if len(changed):
                 self._freshen(new, changed)
+            self._unsaved = will_be_saved
 
     def _gathered(
         self, paths: list[Path], slots: IntArray, pause: Callable[[], None], stop: Callable[[], bool]
@@ -340,6 +345,12 @@ class FieldColumns:
 
         Raises StorageError, OSError.
         """
+        try:
+            self._save(timeout)
+        finally:
+            self._unsaved = False
+
+    def _save(self, timeout: float) -> None:
         with self._lock:
             named, saved, epoch = self._named, self.saved, self._epoch
             paths = [*(path for path in saved if path not in named), *named][-MOST_COLUMNS:]
@@ -448,7 +459,7 @@ class FieldColumns:
         return mask
 
     def _shrink(self) -> None:
-        while len(self._columns) > 1 and self.nbytes > self._most_bytes:
+        while not self._unsaved and len(self._columns) > 1 and self.nbytes > self._most_bytes:
             self._columns.drop(next(iter(self._columns)))
 
     @property

@@ -297,11 +297,7 @@ class LiveIndex:
         return list(zip(scores[best].tolist(), distances[best].tolist(), slots[best].tolist(), strict=True))
 
     def _log(self, view: View) -> Log:
-        return Log(view.watermark, view.live_slots, self._changed_since)
-
-    def _changed_since(self, seq: int) -> IntArray | None:
-        known = self._touched.since(seq)
-        return self.records.changed_slots(seq) if known is None else known
+        return Log(view.watermark, view.live_slots, self._touched.since)
 
     def prepare(self, fields: Mapping[tuple[str, ...], bool]) -> None:
         """Read fields into memory, so that the first filter on them finds them there; True: they hold moments."""
@@ -530,8 +526,8 @@ class LiveIndex:
                 masks, touched = FilterCache(self.records), Touched(view.watermark)
             if not restricts:
                 return view, masks.namespaces(view, keys, gone)
-            view_filter = masks.mask(filters, view, touched, keys, gone)
-            if self.records.head().last_seq == view.watermark:
+            view_filter, known = masks.mask(filters, view, touched, keys, gone)
+            if known or self.records.head().last_seq == view.watermark:
                 break
         return view, view_filter
 
