@@ -222,7 +222,7 @@ class StoreSession:
 
     def close(self) -> None:
         """Stop the background thread, write what is buffered and close the records."""
-        self.closed = True
+        self.closed = self.maintenance.closing = True
         try:
             self.worker.stop()
             self.accesses.close()
