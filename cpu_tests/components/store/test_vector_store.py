@@ -26,6 +26,8 @@ from memevolve_gpu import (
     StorageError,
     VectorStore,
 )
+from memevolve_gpu.index.faiss_support import load_faiss
+from memevolve_gpu.live import Maintenance
 from memevolve_gpu.live.worker import SearchYield
 from memevolve_gpu.records.schema import STATS_KEY
 
@@ -542,6 +544,28 @@ class TestRecall:
         monkeypatch.undo()
         session.maintenance.closing = False
         assert "calibrated on real queries" in store.run_maintenance()["actions"]
+
+    def test_the_background_leaves_threads_of_the_engine_to_searches(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        faiss, seen, done = load_faiss(), list[int](), threading.Event()
+        before = faiss.omp_get_max_threads()
+        try:
+            faiss.omp_set_num_threads(4)
+            monkeypatch.setattr("memevolve_gpu.live.worker._lower_priority", lambda: faiss.omp_set_num_threads(4))
+            store, run = make(background=True), Maintenance.run_if_due
+
+            def watched(self: Maintenance) -> float | None:
+                seen.append(faiss.omp_get_max_threads())
+                done.set()
+                return run(self)
+
+            monkeypatch.setattr(Maintenance, "run_if_due", watched)
+            store._open.wake()
+            assert done.wait(30)
+            assert (seen[0], faiss.omp_get_max_threads()) == (2, 4)
+        finally:
+            faiss.omp_set_num_threads(before)
 
     def test_the_sample_of_queries_survives_and_can_be_switched_off(self, make: Make) -> None:
         store = make(index_type="ivf")
