@@ -574,7 +574,7 @@ def test_importing_the_package_loads_no_engine(fresh: Forks) -> None:
 # Files on disk
 
 
-def test_every_file_of_a_store_is_documented(tmp_path: Path) -> None:
+def test_every_file_of_a_store_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from memevolve_gpu import HashingEmbedder, VectorStore
 
     documented = {
