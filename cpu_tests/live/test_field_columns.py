@@ -348,6 +348,7 @@ def test_the_background_reads_the_usual_fields_of_a_large_store_before_any_filte
 ) -> None:
     monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
     monkeypatch.setattr(field_columns, "PAGE_SLOTS", 64)
+    monkeypatch.setattr(field_columns, "PASS_VALUES", 1500)  # three fields in a pass
     with filled(tmp_path / "m", background=True) as store:
         store.search_vectors(QUERY, 3)
         wait_until_held(
@@ -410,3 +411,21 @@ def test_a_file_of_columns_that_cannot_be_written_is_an_event(tmp_path: Path, mo
     session = store._open
     store.close()
     assert session.events.totals()["fields-unsaved"] == 1
+
+
+def test_two_openings_write_the_file_in_turns_and_stay_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "_FRESH_ROWS", 5)
+    monkeypatch.setattr(field_columns, "_FRESH_SHARE", 0.0)
+    filled(tmp_path / "m").close()
+    with opened(tmp_path / "m") as one, opened(tmp_path / "m") as other:
+        for number in range(0, 40, 8):
+            for store in (one, other):
+                for at in range(number, number + 8):
+                    assert store.update(str(at), {"content": "c", "metadata": {"n": 1000 + at}})
+                assert store.count({"metadata.n": {"gte": 1000}}) == number + 8
+                store._open.live.save_fields(1.0)
+                assert [each.count({"metadata.n": {"lt": 500}}) for each in (one, other)] == [492 - number] * 2
+    with opened(tmp_path / "m") as store:
+        assert store.count({"metadata.n": {"gte": 1000}}) == 40
+        assert store.count({"metadata.n": {"lt": 500}}) == 460

@@ -37,9 +37,12 @@ MOST_COLUMNS = 24
 MOST_FORESEEN, SAMPLED, DEPTH = 12, 64, 3
 """Fields that are read before a filter names them; units that say which there are, and how deep their fields lie."""
 
-FORESEEN_FROM, FORESEEN_GROWTH, PAGE_SLOTS = 4_096, 1.25, 2_048
+FORESEEN_FROM, FORESEEN_GROWTH = 4_096, 1.25
 """Units from which fields are read, and saved, although no filter has named any; growth after which they are read
-again; slots of one page of that reading. The fields of fewer units are read in a few milliseconds."""
+again. The fields of fewer units are read in a few milliseconds."""
+
+PAGE_SLOTS, PASS_VALUES = 2_048, 1_200_000
+"""Slots of one page of that reading; values of one pass, which are in memory before they become a column."""
 
 BYTES_PER_ROW, LEAST_BYTES = 100, 1 << 20
 """Columns are dropped, the least recently used first, while all together need more bytes than this."""
@@ -305,7 +308,10 @@ class FieldColumns:
             seq, slots, epoch = self._seq, self._slots, self._epoch
             wanted = list(dict.fromkeys([*recalled, *self._usual_fields()])) if mine else []
         paths = [path for path in wanted if not self.holds([path]) and self._records.field_is_short(path)]
-        made = self._gathered(paths[: MOST_COLUMNS - len(self._columns)], slots, pause, stop)
+        paths = paths[: MOST_COLUMNS - len(self._columns)]
+        at_once, made = max(1, PASS_VALUES // max(1, len(slots))), dict[Path, _Column]()
+        for start in range(0, len(paths), at_once):
+            made |= self._gathered(paths[start : start + at_once], slots, pause, stop)
         for path, column in made.items():
             if recalled.get(path):
                 column.read.by_row(moments=True)  # converts them now

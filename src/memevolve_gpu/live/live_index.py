@@ -14,6 +14,7 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
+from ..devices.memory import trim_heap
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError, StorageError
 from ..index.base import Index
@@ -328,6 +329,7 @@ class LiveIndex:
         if recalled or (self.last_search and self.needs_foresight):
             pause = SearchYield(lambda: self.last_search)
             self.columns.foresee(lambda: self._log(self.catch_up()), recalled, pause, stop)
+            trim_heap()
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""
