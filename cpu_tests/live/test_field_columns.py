@@ -350,7 +350,6 @@ def test_the_background_reads_the_usual_fields_of_a_large_store_before_any_filte
     monkeypatch.setattr(field_columns, "PAGE_SLOTS", 64)
     monkeypatch.setattr(field_columns, "PASS_VALUES", 1500)  # three fields in a pass
     with filled(tmp_path / "m", background=True) as store:
-        store.search_vectors(QUERY, 3)
         wait_until_held(
             store, ("metadata", "n"), ("tags",), ("metadata", "at"), ("metadata", "word"), ("metadata", "big")
         )

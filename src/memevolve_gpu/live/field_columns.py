@@ -135,9 +135,11 @@ class FieldColumns:
         """Are these fields in memory or in the file, or known to be too long?"""
         return all(path in self._columns or (self._file is not None and path in self._file.paths) for path in paths)
 
-    def needs_foresight(self, count: int) -> bool:
-        """Whether fields should be read before filters name them; count: the units of the store."""
-        return self.wants_foresight or count >= max(FORESEEN_FROM, FORESEEN_GROWTH * self._foreseen)
+    def needs_foresight(self, count: int, growth: float) -> bool:
+        """Whether fields should be read before filters name them; count: the units of the store; growth: since they
+        were read.
+        """
+        return self.wants_foresight or count >= max(FORESEEN_FROM, growth * self._foreseen)
 
     def clear(self) -> None:
         """Forget every column, and which fields filters named since they were last kept."""

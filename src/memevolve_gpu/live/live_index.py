@@ -28,7 +28,7 @@ from ..utils.forking import renew_in_child
 from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
-from .field_columns import FieldColumns, Log
+from .field_columns import FORESEEN_GROWTH, FieldColumns, Log
 from .field_values import FieldValues
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
@@ -316,17 +316,16 @@ class LiveIndex:
         except (StorageError, OSError) as error:
             self.events.record("fields-unsaved", str(error))
 
-    @property
-    def needs_foresight(self) -> bool:
-        """Whether fields should be read before filters name them."""
-        return self.columns.needs_foresight(self._view.count)
+    def needs_foresight(self, growth: float = FORESEEN_GROWTH) -> bool:
+        """Whether fields should be read before filters name them; growth: of the store since they were."""
+        return self.columns.needs_foresight(self._view.count, growth)
 
     def foresee(self, recalled: Mapping[tuple[str, ...], bool], stop: Callable[[], bool] = lambda: False) -> None:
         """Read recalled fields and the usual ones of the units into memory, where filters are in use or may be soon.
 
         stop: whether to give up.
         """
-        if recalled or (self.last_search and self.needs_foresight):
+        if recalled or self.needs_foresight():
             pause = SearchYield(lambda: self.last_search)
             self.columns.foresee(lambda: self._log(self.catch_up()), recalled, pause, stop)
             trim_heap()

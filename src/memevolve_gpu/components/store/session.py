@@ -53,6 +53,9 @@ FLUSH_SECONDS = 1.0
 _ERASURE_SECONDS = 5.0
 """How long an opening waits for readers, to finish an erasure."""
 
+FORESEEN_BY_WRITES = 2.0
+"""Growth after which a write has the fields read that filters may name; a search has it sooner."""
+
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
 
@@ -126,7 +129,7 @@ class StoreSession:
             self.consider_maintenance("queries")
         elif self.live.device_manager.needs_look:
             self.consider_maintenance("device")
-        elif self.worker.start_failure or self.live.needs_foresight:
+        elif self.worker.start_failure or self.live.needs_foresight():
             self.wake()
 
     def follow(self) -> View:
@@ -148,7 +151,7 @@ class StoreSession:
         except AFTER_COMMIT as error:
             self.events.record("maintenance-failed", f"cannot tell whether any is due: {error}", level=logging.ERROR)
             return
-        if due or self.worker.start_failure or self.live.columns.wants_foresight:
+        if due or self.worker.start_failure or self.live.needs_foresight(FORESEEN_BY_WRITES):
             self.wake()
 
     def wake(self) -> bool:
