@@ -298,4 +298,4 @@ def encoded(unit: MemoryUnit, where: str = "unit", dated: bool = False) -> Encod
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
         raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")
-    return EncodedUnit(unit, text, dated)
+    return EncodedUnit.of(unit, text, dated)
