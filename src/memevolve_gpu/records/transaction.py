@@ -144,6 +144,7 @@ _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
 _LOG_CLEARED = f"""
 INSERT INTO log SELECT ? + row_number() OVER (ORDER BY slot), {Op.DROP}, slot FROM units WHERE ns = ?
 """
+_LOG_NEW = f"INSERT INTO log SELECT slot + ?1, {Op.PUT}, slot FROM units WHERE slot > ?2"
 _ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
 
 
@@ -634,7 +635,6 @@ class Transaction:
         if merges and self._backlog:
             self.merge_pending()
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
-        seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
         rows = list(chunk.values())
         self._many(
             _ADD_UNIT,
@@ -644,10 +644,11 @@ class Transaction:
             ),
         )
         self._many(_ADD_VECTOR, ((slot, vector) for slot, (_, _, vector, *_) in zip(slots, rows, strict=True)))
-        self._many(_ADD_LOG, zip(seqs, [Op.PUT] * len(rows), slots, strict=True))
+        behind = self._seq - self._slot
+        self._run(_LOG_NEW, (behind, self._slot))
         if self._operation is not None:
-            self._many(history.ADD, ((seq, Op.PUT, ns, unit_id) for seq, unit_id in zip(seqs, chunk, strict=True)))
-        self._slot, self._seq = slots[-1], seqs[-1]
+            self._run(history.ADD_NEW, (behind, self._slot))
+        self._slot, self._seq = slots[-1], slots[-1] + behind
         self._counted(len(rows), ns)
         if merges:
             words = [(slot, text, *labels) for slot, (_, text, _, _, *labels) in zip(slots, rows, strict=True)]

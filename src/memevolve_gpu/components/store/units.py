@@ -274,7 +274,9 @@ def _plain_list(values: list[Json] | tuple[Json, ...], where: str, level: int) -
     if level > MAX_LEVELS:
         raise RecursionError
     return [
-        _plain_dict(value, where, level + 1)
+        value
+        if type(value) in _SCALARS
+        else _plain_dict(value, where, level + 1)
         if isinstance(value, dict)
         else _plain_list(value, where, level + 1)
         if isinstance(value, (list, tuple))
