@@ -235,7 +235,7 @@ def test_a_write_between_the_view_and_its_mask_is_seen(open_store: Open, monkeyp
     grown(store, 0, 60)
     original, pending = FilterCache.mask, [unit(number, "between") for number in (100, 101)]
 
-    def mask(self: FilterCache, *arguments: Any) -> ViewFilter:
+    def mask(self: FilterCache, *arguments: Any) -> tuple[ViewFilter, bool]:
         if pending:
             other.store(pending.pop())
         return original(self, *arguments)

@@ -96,6 +96,12 @@ def after_fork() -> None:
         _module.omp_set_num_threads(1)
 
 
+def leave_half() -> None:
+    """Have faiss use half of its threads, at least one, for later calls of this thread; the rest is for others."""
+    faiss = load_faiss()
+    faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run faiss single-threaded in the calling thread, so that results do not depend on timing."""

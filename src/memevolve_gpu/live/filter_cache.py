@@ -108,18 +108,18 @@ class FilterCache:
         touched: Touched,
         keys: tuple[int, ...] | None = None,
         gone: IntArray | None = None,
-    ) -> ViewFilter:
-        """The rows of ``view`` that match ``filters``.
+    ) -> tuple[ViewFilter, bool]:
+        """The rows of ``view`` that match ``filters``, and whether they were known as of its watermark.
 
         keys: limits them to these namespaces. gone: slots, ascending, that have expired.
         """
         small = keys is not None and view.count_of(keys) <= FEW_ROWS
         with self._used((filters.key, keys), self._in_namespaces if small else self._entries) as entry:
+            known = entry.seq == view.watermark
             self._refresh(entry, filters, view, touched, keys)
             index = _row_filter(entry, view, gone, lambda: view.index.position_of(entry.slots))
-            if not view.delta_n:
-                return ViewFilter(index, None)
-            return ViewFilter(index, _delta_filter(view, view.delta_positions_of(entry.slots), gone))
+            delta = _delta_filter(view, view.delta_positions_of(entry.slots), gone) if view.delta_n else None
+            return ViewFilter(index, delta), known
 
     def namespaces(self, view: View, keys: tuple[int, ...] | None, gone: IntArray | None) -> ViewFilter:
         """The rows of these namespaces, None for all; gone: as for :meth:`mask`."""

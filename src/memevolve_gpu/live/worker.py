@@ -13,6 +13,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from ..errors import MemEvolveError
+from ..index.faiss_support import leave_half
 from ..monitoring.events import EventLog
 from ..utils.backoff import Backoff
 from ..utils.forking import renew_in_child
@@ -138,6 +139,7 @@ class Worker:
     def _loop(self) -> None:
         _lower_priority()
         try:
+            leave_half()
             due = False
             while not self._ends(due):
                 later = self._one_round()

@@ -23,8 +23,11 @@ METRICS = ("l2", "cosine", "ip")
 MAX_DIM = 65_536
 
 MODEL_KEY = "embedding_model"
-FIELDS_KEY = "filtered_fields"
 """The key of ``meta`` under which the name of the embedding model is kept, UTF-8."""
+
+FIELDS_KEY, STATS_KEY = "filtered_fields", "index_statistics"
+"""Keys of ``meta``: the fields that filters named and the token of the file of columns; statistics of the index in the
+snapshot that are newer than it. JSON, and only hints."""
 
 TOKENIZER_KEY = "tokenizer"
 """The key of ``meta`` under which the name and version of the tokenizer and its stemming are kept, UTF-8."""
