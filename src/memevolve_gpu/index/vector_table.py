@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import AnyArray, FloatArray, IntArray, Metric
+from ..utils.forking import lock
 from .bitmap import RowFilter
 from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
 
@@ -92,7 +93,7 @@ class _Growable(np.ndarray[Any, Any]):
     """An allocation, of which the first ``used`` rows belong to views."""
 
     used: int
-    lock: threading.Lock
+    lock: threading.RLock
     copied: tuple[weakref.ref[AnyArray], int] | None = None
     """The allocation whose first rows were copied here, and how many of them."""
     from_file: int = 0
@@ -189,7 +190,7 @@ def _allocation(
     spill: _Spill | None = None,
 ) -> _Growable:
     buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region)
-    buffer.used, buffer.lock, buffer.folder, buffer.spill = used, threading.Lock(), folder, spill
+    buffer.used, buffer.lock, buffer.folder, buffer.spill = used, lock(), folder, spill
     return buffer
 
 

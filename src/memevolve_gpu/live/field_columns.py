@@ -8,7 +8,6 @@ first names the path, and read again for the rows that the log names. Conditions
 from __future__ import annotations
 
 import json
-import threading
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,7 @@ from ..records.filters import (
 from ..records.records import Records
 from ..records.schema import FIELDS_KEY
 from ..types import AnyArray, IntArray, Json
-from ..utils.forking import lazy
+from ..utils.forking import lazy, lock
 from ..utils.lru import LruCache
 from ..utils.timestamps import micros_of
 
@@ -312,7 +311,7 @@ class FieldColumns:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._busy = False
         self._seq = -1
         self._slots = _ints([])
