@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import re
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -194,6 +196,39 @@ def test_a_fork_waits_for_what_must_not_be_interrupted_but_not_for_ever(monkeypa
     assert lock.acquire(blocking=False), "the parent gave it back"
 
 
+def test_a_record_that_another_thread_logs_does_not_hang_the_child() -> None:
+    """The buffer of its file has a lock inside, which nobody gives back in a child."""
+    ends, logger, go_on = os.pipe(), logging.getLogger("test_forking"), threading.Event()
+    os.set_blocking(ends[1], False)
+    with suppress(BlockingIOError):  # it is full
+        while True:
+            os.write(ends[1], b" ")
+    os.set_blocking(ends[1], True)
+    handler = logging.StreamHandler(os.fdopen(ends[1], "w"))
+    logger.addHandler(handler)
+
+    def log(there: threading.Event) -> None:
+        there.set()
+        logger.error("by another thread")
+
+    def drain() -> None:
+        go_on.wait(HANGS)
+        while os.read(ends[0], 100_000):
+            pass
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    with another_thread(log):
+        time.sleep(0.05)  # until it writes
+        threading.Timer(0.2, go_on.set).start()
+        assert as_child(lambda: logger.error("by the child")) == 0
+    logger.removeHandler(handler)
+    handler.stream.close()
+    reader.join(HANGS)
+    os.close(ends[0])
+    assert not reader.is_alive()
+
+
 SLOW = """
 import os, sys
 there, go_on, ran = sys.slowly_imported
@@ -309,7 +344,8 @@ def test_garbage_of_the_parent_is_renewed_before_it_is_collected(tmp_path: Path)
             forking.renew_in_child(self)
 
         def __del__(self) -> None:
-            self.note("freed")
+            if os.getpid() != parent:  # which collects its garbage, too
+                self.note("freed")
 
     class Drops(Recorder):
         def before_fork(self) -> bool:
@@ -320,7 +356,7 @@ def test_garbage_of_the_parent_is_renewed_before_it_is_collected(tmp_path: Path)
         def after_fork(self) -> None:
             pass
 
-    log, thresholds = tmp_path / "log", gc.get_threshold()
+    log, thresholds, parent = tmp_path / "log", gc.get_threshold(), os.getpid()
     held, drops = [Model(log)], Drops(log)
     forking.close_for_fork(drops)
     gc.enable()

@@ -412,7 +412,7 @@ class FieldColumns:
         self._seq = watermark
 
     def _freshen(self, path: Path, slots: IntArray) -> None:
-        column = self._columns.get(path)
+        column, slots = self._columns.get(path), self._slots[self._rows(slots)]
         if column is None:
             return
         if len(column.fresh) + len(slots) > max(_FRESH_ROWS, _FRESH_SHARE * column.read.n):

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -152,10 +153,21 @@ def _register_now() -> None:
 
 def _take_awaited() -> None:
     deadline = time.monotonic() + PATIENCE
-    for one in list(_awaited):
+    for one in [*_awaited, *_logging()]:
         _taken.append(one)
         if not one.acquire(timeout=max(0.0, deadline - time.monotonic())):
             _taken.remove(one)
+
+
+def _logging() -> list[threading.RLock]:
+    """The locks of the handlers of logging, after that of the module, which its functions take first.
+
+    The module frees them in a child, but not the buffer of a file that another thread writes a record to.
+    """
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler: None for one in loggers for handler in getattr(one, "handlers", ())}
+    found = [vars(logging).get("_lock"), *(handler.lock for handler in handlers)]
+    return [one for one in found if isinstance(one, type(_forking))]
 
 
 def _wait_for_imports() -> None:
@@ -190,13 +202,17 @@ def _close(one: Forkable) -> None:
         _closed.append(_in_use.pop())
 
 
+def _give_back() -> None:
+    while _taken:
+        with suppress(RuntimeError):  # logging has freed its own in a child
+            _taken.pop().release()
+
+
 def _after() -> None:
     with ExitStack() as every:
         every.callback(_forking.release)
         every.callback(_register_now)
-        every.callback(_taken.clear)
-        for taken in _taken:
-            every.callback(taken.release)
+        every.callback(_give_back)
         every.callback(_in_use.clear)
         every.callback(_closed.clear)
         for one in _closed:
