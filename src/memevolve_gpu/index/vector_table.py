@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EngineError
+from ..errors import EngineError, StorageFullError
 from ..types import AnyArray, FloatArray, IntArray, Metric
 from ..utils.forking import lock
 from .bitmap import RowFilter
@@ -128,9 +128,19 @@ def growable(shape: tuple[int, ...], dtype: type[Scalar], folder: Path | None = 
     return _first(_allocation((capacity, *shape[1:]), dtype, rows, None, folder), rows)
 
 
-def growable_like(array: npt.NDArray[Scalar], rows: int) -> npt.NDArray[Scalar]:
-    """:func:`growable` for ``rows`` rows like those of ``array``, in the folder of its spill."""
-    return growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array))
+def growable_like(array: npt.NDArray[Scalar], rows: int, most: float = math.inf) -> npt.NDArray[Scalar]:
+    """:func:`growable` for ``rows`` rows like those of ``array``, in the folder of its spill.
+
+    Raises:
+        StorageFullError: they would take more than ``most`` bytes of memory.
+    """
+    made = growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array))
+    if (held := in_memory(made)) > most:  # no row is touched yet
+        raise StorageFullError(
+            f"the disk has no room for the vectors of {rows} units, which would take {held >> 20} MB of memory; make "
+            "room on the disk or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
+        )
+    return made
 
 
 def spill_folder(array: AnyArray) -> Path | None:
@@ -214,14 +224,18 @@ def grown(array: npt.NDArray[Scalar], more: AnyArray) -> npt.NDArray[Scalar]:
     return longer
 
 
-def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
-    """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`."""
+def lengthened(array: npt.NDArray[Scalar], by: int, most: float = math.inf) -> npt.NDArray[Scalar]:
+    """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`.
+
+    Raises:
+        StorageFullError: a copy is needed that would take more than ``most`` bytes of memory.
+    """
     n, total = len(array), len(array) + by
     buffer = _growable_of(array)
     if buffer is not None and _taken(buffer, n, total):
         return _first(buffer, total)
     remapped = None if buffer is None else _mapped_again(buffer, n, total)
-    longer = growable_like(array, total) if remapped is None else remapped
+    longer = growable_like(array, total, most) if remapped is None else remapped
     kept = 0 if remapped is None else _owner(longer).from_file
     copy_rows(array[kept:], longer[kept:])
     _owner(longer).copied = (weakref.ref(_owner(array)), n)
