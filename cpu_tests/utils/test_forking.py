@@ -344,7 +344,7 @@ def test_garbage_of_the_parent_is_renewed_before_it_is_collected(tmp_path: Path)
             forking.renew_in_child(self)
 
         def __del__(self) -> None:
-            if os.getpid() != parent:  # which collects its garbage, too
+            if os.getpid() != parent:  # which frees it, too, at a time of its own
                 self.note("freed")
 
     class Drops(Recorder):
@@ -356,7 +356,7 @@ def test_garbage_of_the_parent_is_renewed_before_it_is_collected(tmp_path: Path)
         def after_fork(self) -> None:
             pass
 
-    log, thresholds, parent = tmp_path / "log", gc.get_threshold(), os.getpid()
+    parent, log, thresholds = os.getpid(), tmp_path / "log", gc.get_threshold()
     held, drops = [Model(log)], Drops(log)
     forking.close_for_fork(drops)
     gc.enable()
