@@ -110,7 +110,7 @@ def test_a_forked_child_has_connections_of_its_own(remote: RemoteStore) -> None:
 
     def read(name: str) -> None:
         for _ in range(100):
-            assert remote.retrieve(name)["content"] == name
+            assert remote.data[name]["content"] == name
 
     child = fork(lambda: read("a"))
     read("b")
@@ -126,7 +126,7 @@ def test_a_forked_child_refuses_a_client_that_it_cannot_make_anew(store: VectorS
                 remote.retrieve("a")
 
         assert as_child(act) == 0
-        assert remote.retrieve("a")["content"] == "a"
+        assert remote.data["a"]["content"] == "a"
 
 
 def test_a_backup_is_named(remote: RemoteStore, tmp_path: Path) -> None:
