@@ -366,13 +366,16 @@ def test_vectors_for_which_the_disk_has_no_room_do_not_fill_the_memory_beyond_it
         free.f_bavail = 0
         store.delete_batch(["id0"] * died)
         store.store_batch(units(4000, 4100), vectors[4000:])
-        with pytest.raises(StorageFullError, match="the disk has no room"):
-            store.retrain() if died else store.run_maintenance()
+        if died:  # all others are copied
+            with pytest.raises(StorageFullError, match="the disk has no room"):
+                store.retrain()
+        else:  # the first are mapped from the snapshot again
+            store.run_maintenance()
         assert store._open.live.nbytes < limit << 20
         for row in (1, 4050):
             assert store.search_vectors(vectors[row : row + 1], 1)[1] == [[f"id{row}"]]
         free.f_bavail = 10**12
-        assert store.run_maintenance()["actions"]
+        store.run_maintenance()
         assert store.statistics()["tail_rows"] == 0
 
 
