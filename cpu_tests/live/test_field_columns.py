@@ -14,6 +14,7 @@ from filter_oracle import means
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support import HANGS
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.live import field_columns
@@ -194,7 +195,7 @@ def test_the_background_reads_the_usual_fields_once_filters_are_in_use(tmp_path:
         assert not live.columns.wants_foresight
         assert not columns.holds([("type",)])
         store.search_vectors(query, 3, {"type": "skill"})
-        until = time.monotonic() + 30
+        until = time.monotonic() + HANGS
         while not columns.holds([("tags",), ("metadata", "n"), ("metadata", "deep", "x"), ("metadata", "created_at")]):
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -214,8 +215,29 @@ def test_columns_stay_within_their_memory(tmp_path: Path, monkeypatch: pytest.Mo
             assert store._open.live._masks.columns.nbytes <= 30_000 + 300 * 100
 
 
+def test_a_unit_that_is_stored_while_fields_are_read_ahead_is_not_of_their_rows_yet(tmp_path: Path) -> None:
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        units = [{"id": str(n), "content": "c", "n": n} for n in range(50)]
+        store.store_batch(units, np.ones((50, DIM), dtype=np.float32))
+        live, more = store._open.live, iter(range(50, 100))
+
+        def log() -> field_columns.Log:
+            made = live._log(live.catch_up())
+
+            def changed(seq: int) -> Any:  # another thread stores a unit, and publishes a view with it
+                store.store_batch([{"id": str(next(more)), "content": "c", "n": 7}], np.ones((1, DIM), np.float32))
+                live.catch_up()
+                return made.changed(seq)
+
+            return made._replace(changed=changed)
+
+        live.columns.foresee(log, {("n",): False})
+        assert live.columns.holds([("n",)])
+        assert store.count({"n": 7}) == 1 + store.count() - 50
+
+
 def wait_until_held(store: VectorStore, *fields: tuple[str, ...]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + HANGS
     while not store._open.live._masks.columns.holds(fields):
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from ..errors import EngineError, first_line
 from ..types import FAISS_FOR_GPUS
-from ..utils.forking import call_in_child
+from ..utils.forking import call_in_child, lock
 
 _DISTRIBUTIONS = ("faiss", "faiss-cpu", *FAISS_FOR_GPUS)
 _NEEDED = (
@@ -43,7 +42,7 @@ _NEEDED = (
 )
 _INSTALL = "pip install 'memevolve-gpu[cpu]' (or the extra 'gpu' on a CUDA machine)"
 
-_lock = threading.Lock()
+_lock = lock()
 _module: ModuleType | None = None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, 
 from ..records.filters import always, parse
 from ..types import FloatArray, MemoryUnit
 from ..utils.arguments import listed, mapping, optional_text, path_text, shown, whole_number
+from ..utils.forking import lock
 from ..utils.plain import plain_scalar
 from .documents import (
     NOTHING,
@@ -202,7 +202,7 @@ class MemEvolveDocumentStore:
         self.storage_config = (
             None if storage_config is None else dict(mapping("storage_config", storage_config, ConfigurationError))
         )
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._opened: VectorStore | None = None
 
     @property

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import pathlib
 import secrets
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +25,7 @@ from ..records.records import Records
 from ..records.schema import FIELDS_KEY
 from ..types import AnyArray, IntArray, Json
 from ..utils.drafts import draft_of
-from ..utils.forking import lazy
+from ..utils.forking import lazy, lock
 from ..utils.lru import LruCache
 from .column_file import ColumnFile, SavedColumn, open_columns, write_columns
 from .field_values import BoolArray, FieldReader, FieldValues, values_of
@@ -98,7 +97,7 @@ class FieldColumns:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._busy = False
         self._columns: LruCache[Path, _Column | None] = LruCache(MOST_COLUMNS)
         self.wants_foresight = False
@@ -230,6 +229,7 @@ class FieldColumns:
 
     def _freshen(self, paths: Iterable[Path], slots: IntArray) -> None:
         """Read the values of these slots again, for columns that exist; one with too many of such rows is dropped."""
+        slots = self._slots[self._rows(slots)]
         columns: dict[Path, _Column] = {}
         for path in paths:
             column = self._columns.peek(path)

@@ -20,6 +20,7 @@ from ..index.bitmap import RowFilter, RowList
 from ..records.filters import Filter
 from ..records.records import Records
 from ..types import IntArray
+from ..utils.forking import lock
 from ..utils.lru import LruCache
 from .field_columns import FieldColumns, Log
 from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
@@ -78,7 +79,7 @@ class _Entry:
     gone: IntArray | None = None
     row_filter: RowFilter | None = None
     """``rows`` without the first ``dead`` rows that died, and without the slots ``gone``."""
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.RLock = field(default_factory=lock)
     busy: bool = False
 
 
@@ -90,7 +91,7 @@ class FilterCache:
         self.columns = FieldColumns(records)
         self._entries: LruCache[Hashable, _Entry] = LruCache(KEPT_FILTERS)
         self._in_namespaces: LruCache[Hashable, _Entry] = LruCache(KEPT_IN_NAMESPACES)
-        self._lock = threading.RLock()
+        self._lock = lock()
 
     @property
     def nbytes(self) -> int:

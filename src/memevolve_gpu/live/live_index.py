@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from ..planner.nlist import ListsRule
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
 from ..types import DoubleArray, FloatArray, Head, IntArray, Precision
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
@@ -156,7 +155,7 @@ class LiveIndex:
         self.last_search = 0.0
         """When a search last started or ended, by ``time.perf_counter``."""
         self.nlist_change: NlistChange | None = None
-        self.mutex = threading.RLock()
+        self.mutex = lock()
         self._changing = False
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
         self._masks = FilterCache(records)
@@ -533,14 +532,11 @@ class LiveIndex:
         return view, view_filter
 
     def after_fork(self) -> None:
-        """In a forked child: new locks, and no half-done work of a thread that does not exist here."""
+        """In a forked child: no half-done work of a thread that does not exist here."""
         self.latency = LatencyRing()
-        self.mutex = threading.RLock()
         self._changing = False
         self._masks = FilterCache(self.records)
         self._touched = Touched(self._view.watermark)
-        self.events.reset_lock()
-        self.query_sample.after_fork()
         if self._view.index.plan.engine != "cpu":  # a child must not use its parent's device
             self._parents_index = self._view.index  # kept alive: freeing its memory would use the device
             self._view = on_host(self._view)

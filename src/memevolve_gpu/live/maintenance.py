@@ -24,7 +24,7 @@ from ..records.sqlite_errors import translate_error
 from ..training.recall import Pause, Quality, no_pause, recall_of
 from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 from ..utils.report_types import MaintenanceReport, QualityReport
 from ..utils.vectors import from_bytes
 from .device_manager import DeviceManager
@@ -148,7 +148,7 @@ class Maintenance:
         self._live = live
         self._lock_path = lock_path
         self._collect = collect
-        self._round_lock = threading.RLock()
+        self._round_lock = lock()
         self._round_thread: int | None = None
         """The thread that runs a round."""
         self.running = False
@@ -316,7 +316,7 @@ class Maintenance:
 
     def after_fork(self) -> None:
         """In a forked child no round is running."""
-        self._round_lock, self._round_thread, self.running = threading.RLock(), None, False
+        self._round_thread, self.running = None, False
 
     def in_round(self) -> bool:
         """Whether a signal handler, a finalizer or a callback made this call inside a round of the same thread."""
