@@ -20,7 +20,7 @@ from typing import Literal
 from ..errors import CapacityError
 from ..index.costs import WHOLE_ROWS, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
-from ..types import IndexPlan, JsonObject, Metric, Precision, SearchParams
+from ..types import IndexPlan, JsonObject, Precision, SearchParams
 from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
 from .nlist import DEFAULT_RULE, ListsRule, should_recreate
 
@@ -79,7 +79,6 @@ def plan_index(
     *,
     count: int,
     dim: int,
-    metric: Metric,
     index_type: IndexType,
     target_recall: float,
     budget_bytes: int,
@@ -95,7 +94,6 @@ def plan_index(
     Args:
         count: live vectors.
         dim: their dimension.
-        metric: l2, cosine or ip.
         index_type: flat, ivf or hnsw, or auto for the cheapest that meets the target.
         target_recall: in (0, 1].
         budget_bytes: memory that the finished index may take.
@@ -113,7 +111,6 @@ def plan_index(
     Raises:
         CapacityError: nothing fits ``budget_bytes``.
     """
-    del metric  # every kind serves every metric
     needed = max(min_training_units, 1)
     size: JsonObject = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
     if count < needed and index_type != "flat":
