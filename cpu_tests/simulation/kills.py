@@ -27,10 +27,13 @@ import numpy as np
 from endurance import DIM, MIXED, Model, Operation, contents, damage, embed, model_after, operations, perform, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu.index import vector_table
 
 __all__ = ["STYLES", "Chain", "forked", "kill_migrations"]
 
 IDS = 60
+SPILLED = (vector_table.SPILLED_BYTES, 1)
+"""Bytes from which vectors lie in files without names: so few that these small stores have none, or that all do."""
 ROUNDS = 40
 """Rounds on one store, before the next one with other settings begins."""
 
@@ -150,6 +153,7 @@ class Chain:
         self.folder.mkdir(parents=True)
         self.prefix = self.folder / "store"
         self.models, self.backup = {}, None
+        vector_table.SPILLED_BYTES = self.rng.choice(SPILLED)
         self.config = StorageConfig(
             index_type=self.rng.choice(["flat", "ivf", "hnsw", "auto"]),
             durability=self.rng.choice(["full", "full", "normal"]),

@@ -10,6 +10,8 @@ Layout, little-endian::
          ...   the sections, each at the next multiple of 4096, the vectors at one of 65536, so that pages of any
                size can be mapped; zeros between them; the last one ends the file
 
+The vectors are the first section, since they may be in the file before everything else: see :mod:`.spill`.
+
 Nothing is allocated before its size was compared with the size of the file, and no byte is handed to an engine before
 its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
 those of an index that was just written. A section of its own, ``vector_checksums`` uint32, holds the CRC-32 of each
@@ -25,7 +27,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -36,10 +38,11 @@ import numpy.typing as npt
 
 from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, JsonObject, Metric
-from ..utils.drafts import PRIVATE, draft_of, sync_folder
+from ..utils.drafts import PRIVATE, draft_of, name_file, sync_folder
 from .base import CENTROIDS, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
-from .vector_table import checksums_of, growable, mapped
+from .spill import FIRST_ROW
+from .vector_table import checksums_of, growable, mapped, sealed_spill
 
 FORMAT_VERSION = 3
 
@@ -113,7 +116,8 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
         SnapshotError: the system refuses (disk full, no permission, folder missing); what was at ``path`` stays.
     """
     target = Path(path)
-    arrays = {name: np.ascontiguousarray(array) for name, array in index.parts().items()}
+    parts = index.parts()
+    arrays = {name: np.ascontiguousarray(parts[name]) for name in sorted(parts, key=VECTORS.__ne__)}
     arrays[_CHECKSUMS] = checksums_of(arrays[VECTORS])
     if len(info.dead):
         arrays[_DEAD] = np.ascontiguousarray(info.dead)
@@ -121,13 +125,9 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
     if len(header) > _MAX_HEADER:
         raise SnapshotError("unwritable", f"extra: the header takes {len(header)} bytes, {_MAX_HEADER} are allowed")
     try:
-        with draft_of(target, mode) as draft, open(draft.handle, "w+b", closefd=False) as file:
-            places = _write(file, header, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-            draft.path.replace(target)
-            sync_folder(target.parent)
-            _map(index, file, places, arrays, target.parent)
+        if not _take_over(target, index, header, arrays, mode):
+            _write_anew(target, index, header, arrays, mode)
+        sync_folder(target.parent)
     except OSError as error:
         raise SnapshotError(
             "unwritable", f"cannot write snapshot {target}: {error.strerror or error}; free space or check permissions"
@@ -176,16 +176,57 @@ def read_info(path: str | os.PathLike[str]) -> SnapshotInfo:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def _write(file: BinaryIO, header: bytes, arrays: Arrays) -> dict[str, int]:
-    """Write everything; returns where each section begins."""
+def _write_anew(target: Path, index: Index, header: bytes, arrays: Arrays, mode: int) -> None:
+    with draft_of(target, mode) as draft, open(draft.handle, "w+b", closefd=False) as file:
+        places = _write(file, header, arrays)
+        file.flush()
+        os.fsync(file.fileno())
+        draft.path.replace(target)
+        _map(index, file, places, arrays, target.parent)
+
+
+def _take_over(target: Path, index: Index, header: bytes, arrays: Arrays, mode: int) -> bool:
+    """Make the spill in which the last vectors lie the snapshot; False where there is none, or it cannot be named.
+
+    The file has no name until it is complete and synced. What a failure has written is given back.
+    """
+    if _PREFIX.size + len(header) > FIRST_ROW:
+        return False
+    vectors = arrays[VECTORS]
+    spill = sealed_spill(vectors)
+    if spill is None:
+        return False
+    named = False
+    try:
+        with open(spill.file, "r+b", closefd=False) as file:
+            size = _sections_end(_PREFIX.size + len(header), [(name, array.nbytes) for name, array in arrays.items()])
+            os.posix_fallocate(spill.file, 0, size)
+            places = _write(file, header, arrays, vectors.nbytes - spill.start)
+            file.truncate(size)
+            os.fsync(spill.file)
+            named = name_file(spill.file, target, mode)
+            if named:
+                _map(index, file, places, arrays, target.parent)
+    finally:
+        if not named:
+            spill.give_back(vectors.nbytes)
+    return named
+
+
+def _write(file: BinaryIO, header: bytes, arrays: Arrays, held: int = 0) -> dict[str, int]:
+    """Write all but the last ``held`` bytes of the vectors, which the file has; returns where each section begins."""
     places = {}
     crc = _header_crc(FORMAT_VERSION, header)
+    file.seek(0)
     file.write(_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header), crc) + header)
     for name, array in arrays.items():
         file.write(bytes(_gap(name, file.tell())))
         places[name] = file.tell()
         if array.nbytes:
-            file.write(_raw(array))
+            own = held if name == VECTORS else 0
+            file.write(_raw(array)[: array.nbytes - own])
+            file.seek(own, os.SEEK_CUR)
+    file.flush()
     return places
 
 
@@ -267,7 +308,7 @@ def _read_header(file: BinaryIO) -> tuple[SnapshotInfo, list[_Section]]:
             "version", f"snapshot {file.name} has format {version}, this package reads {FORMAT_VERSION}"
         )
     info, sections = _parse(file.name, header)
-    expected = _sections_end(_PREFIX.size + length, sections)
+    expected = _sections_end(_PREFIX.size + length, [(section.name, section.nbytes) for section in sections])
     if expected != size:
         raise SnapshotError("torn", f"snapshot {file.name} is {size} bytes long, {expected} were written")
     return info, sections
@@ -323,9 +364,9 @@ def _natural(value: object) -> int:
     return value
 
 
-def _sections_end(position: int, sections: list[_Section]) -> int:
-    for section in sections:
-        position += _gap(section.name, position) + section.nbytes
+def _sections_end(position: int, sizes: Iterable[tuple[str, int]]) -> int:
+    for name, nbytes in sizes:
+        position += _gap(name, position) + nbytes
     return position
 
 

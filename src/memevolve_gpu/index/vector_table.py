@@ -3,8 +3,8 @@
 An array from :func:`growable` or :func:`grown` is a view of a larger allocation. The longest view of it may
 be followed by a longer one that shares its memory; rows are never written twice. Space that no row has touched takes
 addresses and no memory. The first rows may be those of a file (:func:`mapped`): the system reads them when
-they are needed, and drops them when memory is short. Rows of large arrays that come later lie in a *spill*, a file
-without a name in the same folder, for the same reason; where the disk has little room for it they are in memory.
+they are needed, and drops them when memory is short. For the same reason, rows of large arrays that come later lie in a
+:mod:`.spill`, a file without a name in the same folder; where the disk has little room for it they are in memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import math
 import mmap
 import os
 import sys
-import tempfile
 import threading
 import weakref
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,63 +29,18 @@ from ..errors import EngineError
 from ..types import AnyArray, FloatArray, IntArray, Metric
 from .bitmap import RowFilter
 from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
+from .spill import FIRST_ROW, Descriptor, Spill
 
 _SHARE = 4
 """Capacity for a quarter more rows: a growing store trains its index again before it needs a fourth allocation."""
 _LEAST = 64
 SPILLED_BYTES = 16 << 20
 """Arrays from this size on take their memory from a spill."""
-KEPT_FREE = 64 << 20
-"""Bytes that a spill leaves free on the disk besides room for a snapshot: the records come first, and must be able to
-copy a full log (see ``LOG_BYTES`` in ``records/connections.py``)."""
 _COPIED_BYTES = 16 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 
 Scalar = TypeVar("Scalar", bound=np.generic)
-
-
-class _Descriptor:
-    """A file that stays open as long as this object lives."""
-
-    def __init__(self, file: int) -> None:
-        self.file = os.dup(file)
-        weakref.finalize(self, os.close, self.file)
-
-
-class _Spill(_Descriptor):
-    """A file without a name that holds what an allocation has from ``start`` bytes on, given back with it.
-
-    Blocks of the disk are reserved before rows are written, since a full disk would end the process at the write.
-    """
-
-    def __init__(self, folder: Path, start: int, size: int) -> None:
-        """Raises OSError where the folder takes no file, or the system cannot reserve blocks."""
-        if not hasattr(os, "posix_fallocate"):
-            raise OSError("this system reserves no blocks")
-        self.start, self._process = start, os.getpid()
-        with tempfile.TemporaryFile(dir=folder) as file:
-            super().__init__(file.fileno())
-        os.truncate(self.file, size)
-
-    def reserve(self, low: int, high: int) -> bool:
-        """Whether the bytes ``low`` to ``high`` of the allocation may be written; a forked child may write none.
-
-        Where the disk would keep no room for a snapshot of them and for the log of the records, none may.
-        """
-        low, kept = max(0, low - self.start), high + KEPT_FREE
-        high -= self.start
-        if os.getpid() != self._process:
-            return False
-        try:
-            if high > low:
-                disk = os.fstatvfs(self.file)
-                if disk.f_bavail * disk.f_frsize < high - low + kept:
-                    return False
-                os.posix_fallocate(self.file, low, high - low)
-        except OSError:
-            return False
-        return True
 
 
 class _Growable(np.ndarray[Any, Any]):
@@ -99,8 +54,8 @@ class _Growable(np.ndarray[Any, Any]):
     """How many of the first rows are mapped from a file."""
     folder: Path | None = None
     """Where longer ones may have their spill."""
-    spill: _Spill | None = None
-    source: tuple[_Descriptor, int] | None = None
+    spill: Spill | None = None
+    source: tuple[Descriptor, int] | None = None
     """The file of the first rows, and where it holds them."""
 
     def in_files(self) -> int:
@@ -109,27 +64,30 @@ class _Growable(np.ndarray[Any, Any]):
         return (self.used if self.spill is not None else self.from_file) * width
 
 
-def growable(shape: tuple[int, ...], dtype: type[Scalar], folder: Path | None = None) -> npt.NDArray[Scalar]:
+def growable(
+    shape: tuple[int, ...], dtype: type[Scalar], folder: Path | None = None, reserved: int | None = None
+) -> npt.NDArray[Scalar]:
     """An array of ``shape``, not initialised, that :func:`grown` can lengthen without a copy.
 
-    folder: for the spill, where the array is large; None keeps it in memory.
+    folder: for the spill, where the array is large; None keeps it in memory. reserved: how many of the first rows may
+    be written at once, None for all; the others after :func:`reserve_rows`.
     """
     rows, capacity = shape[0], _with_spare(shape[0])
     width = math.prod(shape[1:]) * np.dtype(dtype).itemsize
     if folder is not None and rows * width >= SPILLED_BYTES:
         try:
-            spill = _Spill(folder, 0, capacity * width)
-            if spill.reserve(0, rows * width):
-                region = mmap.mmap(spill.file, capacity * width)
+            spill = Spill(folder, 0, capacity * width)
+            if spill.reserve(0, (rows if reserved is None else reserved) * width):
+                region = mmap.mmap(spill.file, capacity * width, offset=FIRST_ROW)
                 return _first(_allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill), rows)
         except OSError:
             pass
     return _first(_allocation((capacity, *shape[1:]), dtype, rows, None, folder), rows)
 
 
-def growable_like(array: npt.NDArray[Scalar], rows: int) -> npt.NDArray[Scalar]:
+def growable_like(array: npt.NDArray[Scalar], rows: int, reserved: int | None = None) -> npt.NDArray[Scalar]:
     """:func:`growable` for ``rows`` rows like those of ``array``, in the folder of its spill."""
-    return growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array))
+    return growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array), reserved)
 
 
 def spill_folder(array: AnyArray) -> Path | None:
@@ -163,18 +121,18 @@ def mapped(
     if folder is not None and max(rows, room) * width >= SPILLED_BYTES:
         spill = _spill_after(region, rows * width, folder)
     buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill)
-    buffer.from_file, buffer.source = rows, (_Descriptor(file), offset)
+    buffer.from_file, buffer.source = rows, (Descriptor(file), offset)
     return _first(buffer, rows)
 
 
-def _spill_after(region: mmap.mmap, end: int, folder: Path) -> _Spill | None:
+def _spill_after(region: mmap.mmap, end: int, folder: Path) -> Spill | None:
     """A spill for what follows the page of byte ``end`` in the region; None where there can be none."""
     start = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
     if len(region) <= start:
         return None
     try:
-        spill = _Spill(folder, start, len(region) - start)
-        _lay_over(region, start, spill.file, 0, len(region) - start, shared=True)
+        spill = Spill(folder, start, len(region))
+        _lay_over(region, start, spill.file, FIRST_ROW + start, len(region) - start, shared=True)
     except OSError:
         return None
     return spill
@@ -186,7 +144,7 @@ def _allocation(
     used: int,
     region: mmap.mmap | None,
     folder: Path | None,
-    spill: _Spill | None = None,
+    spill: Spill | None = None,
 ) -> _Growable:
     buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region)
     buffer.used, buffer.lock, buffer.folder, buffer.spill = used, threading.Lock(), folder, spill
@@ -213,31 +171,82 @@ def grown(array: npt.NDArray[Scalar], more: AnyArray) -> npt.NDArray[Scalar]:
     return longer
 
 
-def lengthened(array: npt.NDArray[Scalar], by: int) -> npt.NDArray[Scalar]:
-    """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`."""
+def lengthened(array: npt.NDArray[Scalar], by: int, reserved: int | None = None) -> npt.NDArray[Scalar]:
+    """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`.
+
+    reserved: how many of the new rows may be written at once, None for all; the others after :func:`reserve_rows`.
+    """
     n, total = len(array), len(array) + by
+    ready = total if reserved is None else n + reserved
     buffer = _growable_of(array)
-    if buffer is not None and _taken(buffer, n, total):
+    if buffer is not None and _taken(buffer, n, total, ready):
         return _first(buffer, total)
-    remapped = None if buffer is None else _mapped_again(buffer, n, total)
-    longer = growable_like(array, total) if remapped is None else remapped
+    remapped = None if buffer is None else _mapped_again(buffer, n, total, ready)
+    longer = growable_like(array, total, ready) if remapped is None else remapped
     kept = 0 if remapped is None else _owner(longer).from_file
     copy_rows(array[kept:], longer[kept:])
     _owner(longer).copied = (weakref.ref(_owner(array)), n)
     return longer
 
 
-def _mapped_again(buffer: _Growable, n: int, total: int) -> npt.NDArray[Any] | None:
-    """``total`` rows of another allocation, of which those of the file are mapped from there; None without such."""
+def _mapped_again(buffer: _Growable, n: int, total: int, ready: int) -> npt.NDArray[Any] | None:
+    """``total`` rows of another allocation, of which those of the file are mapped from there; None without such.
+
+    Where the disk has no room for a spill, the rows that follow are in memory.
+    """
     if buffer.source is None or not 0 < buffer.from_file <= n:
         return None
     (source, offset), rows = buffer.source, buffer.from_file
-    try:
-        first = mapped(source.file, offset, (rows, *buffer.shape[1:]), buffer.dtype.type, buffer.folder, total)
-    except OSError:
+    for folder in (buffer.folder, None):
+        try:
+            first = mapped(source.file, offset, (rows, *buffer.shape[1:]), buffer.dtype.type, folder, total)
+        except OSError:
+            return None
+        other = _owner(first)
+        other.folder = buffer.folder
+        if _taken(other, rows, total, ready):
+            return _first(other, total)
+    return None
+
+
+def reserve_rows(array: AnyArray, low: int, high: int) -> bool:
+    """Whether the rows ``low`` to ``high`` of an array that was made with fewer ``reserved`` may be written."""
+    buffer, width = _growable_of(array), array.strides[0]
+    return buffer is None or buffer.spill is None or buffer.spill.reserve(low * width, high * width)
+
+
+def without_spill(array: npt.NDArray[Scalar], rows: int, base: AnyArray) -> npt.NDArray[Scalar]:
+    """``array`` with the first ``rows`` rows copied to memory, those of a file excepted, and space for the others.
+
+    base: the array that was :func:`lengthened`; its rows come first.
+    """
+    buffer, longer = _owner(array), None
+    if buffer.source is not None:
+        (source, offset), first = buffer.source, buffer.from_file
+        with suppress(OSError):
+            longer = mapped(source.file, offset, (first, *array.shape[1:]), array.dtype.type, None, len(array))
+            longer = lengthened(longer, len(array) - first)
+    kept = 0 if longer is None else buffer.from_file
+    longer = growable(array.shape, array.dtype.type) if longer is None else longer
+    copy_rows(array[kept:rows], longer[kept:])
+    _owner(longer).folder, _owner(longer).copied = buffer.folder, (weakref.ref(_owner(base)), len(base))
+    return longer
+
+
+def sealed_spill(array: AnyArray) -> Spill | None:
+    """The spill that holds the last rows of ``array``, and nothing after them, for a snapshot to take over.
+
+    No rows may follow from now on, until :meth:`.spill.Spill.give_back`. None where there is no such spill, other rows
+    follow already, or it is that of a parent process.
+    """
+    buffer = _growable_of(array)
+    if buffer is None or buffer.spill is None or not buffer.spill.may_become_a_snapshot:
         return None
-    other = _owner(first)
-    return _first(other, total) if _taken(other, rows, total) else None
+    with buffer.lock:
+        if buffer.used != len(array) or array.nbytes <= buffer.spill.start or buffer.spill.sealed:
+            return None
+        buffer.spill.sealed = True
+    return buffer.spill
 
 
 def copy_rows(source: AnyArray, out: AnyArray, rows: IntArray | None = None) -> None:
@@ -281,12 +290,13 @@ def _first(buffer: _Growable, rows: int) -> npt.NDArray[Any]:
     return view
 
 
-def _taken(buffer: _Growable, n: int, total: int) -> bool:
-    """Take the rows from ``n`` to ``total``, unless they are taken or beyond the end."""
+def _taken(buffer: _Growable, n: int, total: int, ready: int) -> bool:
+    """Take the rows ``n`` to ``total``, unless they are taken or beyond the end, and reserve those up to ``ready``."""
+    spill, width = buffer.spill, buffer.strides[0]
     with buffer.lock:
         if buffer.used != n or total > len(buffer):
             return False
-        if buffer.spill is not None and not buffer.spill.reserve(n * buffer.strides[0], total * buffer.strides[0]):
+        if spill is not None and (spill.sealed or not spill.reserve(n * width, ready * width)):
             return False
         buffer.used = total
         return True

@@ -151,6 +151,15 @@ class DeltaBuffer:
         """The vectors of these rows, in arrays float32 (m, dim) that share the buffer's memory."""
         return (piece.vectors for piece in self.pieces(start, end))
 
+    def share(self, start: int, vectors: FloatArray, *, in_file: bool) -> None:
+        """Let the chunk at ``start`` read its rows from ``vectors``, if these are all of its rows, which they equal.
+
+        Its own memory is free once no reader has it. Rows of a file stay in one. ``in_file``: whether vectors do.
+        """
+        for at, chunk in enumerate(self._chunks):
+            if chunk.start == start and len(chunk.slots) == len(vectors) and in_file >= chunk.spilled:
+                self._chunks[at] = replace(chunk, vectors=vectors, spilled=in_file)
+
     def rest(self, start: int, end: int) -> DeltaBuffer:
         """A delta buffer of the rows from position ``start`` to ``end`` (exclusive), for later views.
 

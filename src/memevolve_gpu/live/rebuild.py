@@ -18,7 +18,14 @@ import numpy.typing as npt
 from ..errors import DeviceError, EngineError
 from ..index.base import Index
 from ..index.registry import build
-from ..index.vector_table import copy_rows, growable_like, lengthened
+from ..index.vector_table import (
+    copy_rows,
+    growable_like,
+    in_memory,
+    lengthened,
+    reserve_rows,
+    without_spill,
+)
 from ..training.calibration import calibrate
 from ..training.recall import Pause, measure, no_pause, self_hits
 from ..training.training_set import Progress, TrainingSet, source_for
@@ -90,6 +97,15 @@ class Built:
     host_side: HostSide | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is known of a :class:`Built` after the swap; it keeps nothing of the view before."""
+
+    index: Index
+    trained: bool
+    refused: str
+
+
 def silent(_stage: str, _share: float) -> None:
     """Report no progress."""
 
@@ -141,14 +157,16 @@ def rebuild(
             return "dropped a build that was overtaken by a reload"
         live.replace(_swapped(built, now, groups), live.generation)
         saved = saver.note_swap(live.view)
+    done = Outcome(built.index, built.trained, built.refused)
+    del built, now, groups  # the memory and the files of the view before
     if candidate.extends or reason.kind == "train":
         seconds = time.perf_counter() - started
         scheduler.notify(Spent("append" if candidate.extends else "train", seconds), live.view)
     # Save.
     if not (candidate.extends or saved) or saver.is_due(live.view):
         saver.save()
-    _record(built, reason, live, time.perf_counter() - started)
-    return f"{'extended' if candidate.extends else 'built'} {built.index.kind} of {built.index.n} rows"
+    _record(done, reason, live, time.perf_counter() - started)
+    return f"{'extended' if candidate.extends else 'built'} {done.index.kind} of {done.index.n} rows"
 
 
 def _candidates(
@@ -188,12 +206,12 @@ def _gather(view: View) -> RebuildInput:
     index, from_delta = view.index, view.delta_rows_of(None)
     from_index = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
     if len(from_index) == index.n and _shares_memory(index):
-        vectors = lengthened(index.vectors, len(from_delta))
+        vectors = lengthened(index.vectors, len(from_delta), reserved=0)
     else:
         index.table.check()
-        vectors = growable_like(index.vectors, len(from_index) + len(from_delta))
+        vectors = growable_like(index.vectors, len(from_index) + len(from_delta), reserved=len(from_index))
         copy_rows(index.vectors, vectors, from_index)
-    delta_slots = _take_delta(view, from_delta, vectors[len(from_index) :])
+    delta_slots, vectors = _take_delta(view, from_delta, vectors, len(from_index))
     slots = np.concatenate([index.slots[from_index], delta_slots])
     return RebuildInput(view, Rows(slots, *_joined_ids(view, from_index, from_delta), vectors), from_index, from_delta)
 
@@ -202,22 +220,32 @@ def _gather_delta(view: View) -> RebuildInput:
     """The live rows of a view's delta buffer, to append to all rows of its index, dead ones included."""
     index, from_delta = view.index, view.delta_rows_of(None)
     if _shares_memory(index):
-        vectors = lengthened(index.vectors, len(from_delta))[index.n :]
+        slots, vectors = _take_delta(view, from_delta, lengthened(index.vectors, len(from_delta), reserved=0), index.n)
+        vectors = vectors[index.n :]
     else:
-        vectors = np.empty((len(from_delta), index.dim), np.float32)
-    slots = _take_delta(view, from_delta, vectors)
+        slots, vectors = _take_delta(view, from_delta, np.empty((len(from_delta), index.dim), np.float32), 0)
     return RebuildInput(view, Rows(slots, *_delta_ids(view, from_delta), vectors), slice(0, index.n), from_delta)
 
 
-def _take_delta(view: View, positions: IntArray, out: FloatArray) -> IntArray:
-    """Copy the vectors at ascending ``positions`` of the delta buffer to ``out`` (m, dim); return their slots."""
+def _take_delta(view: View, positions: IntArray, vectors: FloatArray, start: int) -> tuple[IntArray, FloatArray]:
+    """Copy the rows at ascending ``positions`` of the delta buffer behind the first ``start`` rows of ``vectors``.
+
+    The delta buffer reads them from there as well from then on, where it can, so that the disk does not hold all of
+    them twice.
+
+    Returns:
+        Their slots, and the vectors: in memory instead, where the disk has no room for them.
+    """
     slots = np.empty(len(positions), dtype=np.int64)
     for piece in view.delta.pieces(0, view.delta_n):
         low, high = np.searchsorted(positions, [piece.start, piece.end]).tolist()
-        rows = positions[low:high] - piece.start
-        np.take(piece.vectors, rows, axis=0, out=out[low:high], mode="clip")
+        if not reserve_rows(vectors, start + low, start + high):
+            vectors = without_spill(vectors, start + low, view.index.vectors[:start])
+        rows, out = positions[low:high] - piece.start, vectors[start + low : start + high]
+        np.take(piece.vectors, rows, axis=0, out=out, mode="clip")
         slots[low:high] = piece.slots[rows]
-    return slots
+        view.delta.share(piece.start, out, in_file=not in_memory(vectors))
+    return slots, vectors
 
 
 def _shares_memory(index: Index) -> bool:
@@ -447,9 +475,9 @@ def _delta_deaths(delta: DeltaBuffer, positions: IntArray) -> IntArray:
     return everything[positions]
 
 
-def _record(built: Built, reason: RebuildReason, live: LiveIndex, seconds: float) -> None:
-    index = built.index
-    if built.refused:
-        live.events.record("refused", f"{built.refused}; staying exact", level=logging.WARNING, rows=index.n)
+def _record(done: Outcome, reason: RebuildReason, live: LiveIndex, seconds: float) -> None:
+    index = done.index
+    if done.refused:
+        live.events.record("refused", f"{done.refused}; staying exact", level=logging.WARNING, rows=index.n)
     text = f"{index.kind} of {index.n} rows ({reason.kind}): {reason.text}"
-    live.events.record("built", text, seconds=seconds, nlist=index.nlist, trained=built.trained)
+    live.events.record("built", text, seconds=seconds, nlist=index.nlist, trained=done.trained)

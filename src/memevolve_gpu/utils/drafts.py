@@ -40,6 +40,26 @@ def draft_of(target: Path, mode: int = PRIVATE) -> Iterator[Draft]:
         _give_up(made.path, made.handle)
 
 
+def name_file(handle: int, target: Path, mode: int = PRIVATE) -> bool:
+    """Give a file that has no name (O_TMPFILE), complete and synced, the name and mode, in place of what is there.
+
+    False where the system cannot, and then nothing is changed. The caller syncs the folder.
+    """
+    path = _draft_path(target)
+    try:
+        _lock(handle, mode)
+        os.link(f"/proc/self/fd/{handle}", path, src_dir_fd=handle, follow_symlinks=True)
+        path.replace(target)
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    return True
+
+
 def remove_abandoned_drafts(targets: list[Path]) -> int:
     """Remove the drafts that killed processes left beside these files of one folder; returns how many there were."""
     names, gone = {target.name for target in targets}, 0
@@ -60,20 +80,28 @@ def sync_folder(folder: Path) -> None:
         os.close(number)
 
 
+def _draft_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
 def _locked_draft(target: Path, mode: int) -> Draft:
     while True:
-        path = target.with_name(f"{target.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        path = _draft_path(target)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
-            with suppress(OSError):  # a file system without modes, or without locks
-                os.fchmod(handle, mode)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            _lock(handle, mode)
             if _names(path, handle):  # else another process removed it before it was locked
                 return Draft(path, handle)
         except BaseException:
             _give_up(path, handle)
             raise
         os.close(handle)
+
+
+def _lock(handle: int, mode: int) -> None:
+    with suppress(OSError):  # a file system without modes, or without locks
+        os.fchmod(handle, mode)
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def _remove_if_abandoned(path: Path) -> bool:
