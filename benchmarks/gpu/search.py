@@ -27,7 +27,6 @@ from gpu.bandwidth import measure
 from gpu.common import (
     DESCRIPTION,
     FAILURES,
-    METRIC,
     LateError,
     Setting,
     add_dims,
@@ -72,7 +71,7 @@ def contenders(n: int, dim: int) -> Iterator[IndexPlan]:
         for precision in PRECISIONS[engine][: 1 if n * dim > WIDE_VALUES else None]:
             yield IndexPlan("exact", precision=precision, engine=engine)
         yield IndexPlan("ivf", nlist, engine=engine)
-    auto = plan_index(count=n, dim=dim, metric=METRIC, index_type="auto", target_recall=TARGET, budget_bytes=1 << 42)
+    auto = plan_index(count=n, dim=dim, index_type="auto", target_recall=TARGET, budget_bytes=1 << 42)
     yield auto
     if n * dim <= CPU_EXACT_VALUES and auto.kind != "exact":
         yield IndexPlan("exact")

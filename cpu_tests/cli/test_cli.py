@@ -976,6 +976,7 @@ UNREAD = [
     *("add units.jsonl", "import units.jsonl", "export o.jsonl", "copy memory n", "restore b.db -s n"),
     *("init -s n -e hashing", "manage prune --max-count 9", "manage forget --count 1", "manage deduplicate"),
     *("manage consolidate", "--help", "add --help", "manage --help", "--version", "manage", ""),
+    *("get absent --json", "add absent.jsonl --json", "list --unknown --json", "unknown --json", "search --json"),
 ]
 
 
@@ -1012,9 +1013,10 @@ for line in json.loads(sys.argv[1]):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_behind_stdout(store: str) -> None:
+@each("arguments", [["list"], ["get", "absent"], ["list", "--unknown"]])
+def test_a_full_disk_behind_stdout(store: str, arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
-        command = [sys.executable, "-m", "memevolve_gpu.cli", "list", "--store", store, "--json"]
+        command = [sys.executable, "-m", "memevolve_gpu.cli", *arguments, "--store", store, "--json"]
         environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, timeout=120, check=False)
     assert done.returncode == ExitCode.CAPACITY

@@ -37,7 +37,7 @@ def queries(shared_data: Path) -> dict[str, FloatArray]:
 @pytest.mark.parametrize("index_type", ["auto", "ivf"])
 def test_target_is_reached(index_type: IndexType, vectors: FloatArray, queries: dict[str, FloatArray]) -> None:
     n, dim = vectors.shape
-    plan = plan_index(count=n, dim=dim, metric="l2", index_type=index_type, target_recall=0.99, budget_bytes=1 << 30)
+    plan = plan_index(count=n, dim=dim, index_type=index_type, target_recall=0.99, budget_bytes=1 << 30)
     index = build(plan, rows_of(vectors), "l2", seed=1)
     resident = index.nbytes - index.table.nbytes  # without the vectors, which a store maps from its snapshot
     assert resident < 400 * n

@@ -127,7 +127,7 @@ def test_keys_and_values_are_checked_and_a_batch_is_stored_whole_or_not(kv_store
         with pytest.raises(InvalidUnitError, match=words):
             kv_store.mset(pairs)  # type: ignore[arg-type]
     assert list(kv_store.yield_keys()) == []
-    with pytest.raises(InvalidUnitError, match="ids must be a list"):
+    with pytest.raises(InvalidUnitError, match="keys must be a list"):
         kv_store.mget("abc")
 
 

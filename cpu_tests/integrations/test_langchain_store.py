@@ -297,7 +297,7 @@ def test_vectors_can_be_given_without_texts(any_store: MemEvolveVectorStore) -> 
     with pytest.raises(InvalidUnitError, match="exclude each other"):
         any_store.add_embeddings([("a", vectors[0])], embeddings=vectors)
     assert any_store.backend.count() == 6
-    with pytest.raises(InvalidUnitError, match="list of ids"):
+    with pytest.raises(InvalidUnitError, match="ids must be a list"):
         any_store.get_by_ids("abc")
 
 
@@ -364,7 +364,7 @@ def test_nothing_some_and_everything_can_be_deleted(any_store: MemEvolveVectorSt
     ids = any_store.add_documents(documents(4))
     any_store.delete([])
     assert any_store.backend.count() == 4
-    with pytest.raises(InvalidUnitError, match="list of ids"):
+    with pytest.raises(InvalidUnitError, match="ids must be a list"):
         any_store.delete(ids[0])
     any_store.delete(ids[:1])
     assert any_store.backend.count() == 3

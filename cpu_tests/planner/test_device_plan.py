@@ -20,7 +20,6 @@ LARGE = 1_000_000
 def planned(count: int = LARGE, state: DeviceState | None = CARD, **other: Any) -> IndexPlan:
     settings: dict[str, Any] = {
         "dim": 384,
-        "metric": "cosine",
         "index_type": "auto",
         "target_recall": 0.95,
         "budget_bytes": 200 * GB,

@@ -39,7 +39,6 @@ def plan(
     return plan_index(
         count=count,
         dim=dim,
-        metric="l2",
         index_type=index_type,
         target_recall=target,
         budget_bytes=budget,

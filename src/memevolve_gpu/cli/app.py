@@ -178,8 +178,7 @@ def _guarded(run: Callable[[], int], output: Output) -> int:
     except _USAGE_ERROR as error:
         inner = error.ctx is not None and error.ctx.parent is not None
         see = f"{PROGRAM}{' ' + error.ctx.info_name if inner else ''} --help"
-        output.fail(f"{error.format_message().removesuffix('.')} (see {see})", "UsageError")
-        return ExitCode.USAGE
+        return _said(f"{error.format_message().removesuffix('.')} (see {see})", "UsageError", ExitCode.USAGE, output)
     except _Ended as ended:
         return _failed(ended.error, output)
     except (MemEvolveError, OSError, KeyboardInterrupt) as error:
@@ -196,8 +195,17 @@ def _failed(error: BaseException, output: Output) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         output = Output(as_json=False)
-    if code != ExitCode.BROKEN_PIPE:
-        output.fail(_sentence(error), type(error).__name__)
+    return code if code == ExitCode.BROKEN_PIPE else _said(_sentence(error), type(error).__name__, code, output)
+
+
+def _said(error: str, kind: str, code: int, output: Output) -> int:
+    """Print why the command failed, and return the code; that of another error where stdout does not take it."""
+    try:
+        output.fail(error, kind)
+    except OSError as other:
+        if not output.as_json:
+            raise
+        return _failed(other, output)
     return code
 
 

@@ -42,6 +42,10 @@ def doctor(*, store: Prefix, embedder: Embedder = "auto", as_json: AsJson = Fals
 
 
 def _found(find: Callable[[str, EmbedderName], _Finding], store: str, embedder: EmbedderName) -> _Finding:
+    from ..utils.config import is_milvus_uri
+
+    if find in (_permissions, _filesystem, _disk) and is_milvus_uri(store):
+        return "note", "the store is on a server"
     try:
         return find(store, embedder)
     except (MemEvolveError, ImportError) as error:
@@ -112,9 +116,7 @@ def _model(store: str, embedder: EmbedderName) -> _Finding:
 
 
 def _permissions(store: str, _embedder: EmbedderName) -> _Finding:
-    place = _local(store)
-    if place is None:
-        return "note", "the store is on a server"
+    place = Path(store).absolute()
     kept = [file for file in place.parent.glob(f"{place.name}.*") if not os.access(file, os.R_OK | os.W_OK)]
     folder = _standing(place.parent)
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
@@ -127,19 +129,13 @@ def _permissions(store: str, _embedder: EmbedderName) -> _Finding:
 def _filesystem(store: str, _embedder: EmbedderName) -> _Finding:
     from ..records.file_lock import filesystem_of, refuse_network_filesystem
 
-    place = _local(store)
-    if place is None:
-        return "note", "the store is on a server"
-    folder = _standing(place.parent).resolve()
+    folder = _standing(Path(store).absolute().parent).resolve()
     refuse_network_filesystem(folder)
     return "ok", f"{filesystem_of(folder) or 'a file system of unknown type'}, not a network"
 
 
 def _disk(store: str, _embedder: EmbedderName) -> _Finding:
-    place = _local(store)
-    if place is None:
-        return "note", "the store is on a server"
-    free = shutil.disk_usage(_standing(place.parent)).free
+    free = shutil.disk_usage(_standing(Path(store).absolute().parent)).free
     text = f"{free / 2**30:,.1f} GB free"
     return ("ok", text) if free >= _FREE_BYTES else ("wrong", f"{text}; free some, or move the store")
 
@@ -158,22 +154,17 @@ def _store(store: str, _embedder: EmbedderName) -> _Finding:
     from ..records import Records
     from ..records.damage import damage_of
     from ..records.opening import database_path
+    from ..utils.config import is_milvus_uri
 
     if not exists(store):
         return "note", f"there is no store at {store} yet; init or add creates one"
-    if _local(store) is None:
+    if is_milvus_uri(store):
         return "ok", f"{store} answers"
     damage = damage_of(database_path(store))
     if damage:
         return "wrong", f"damage was met: {damage}"
     info = Records.peek(store)
     return "ok", f"{store}.db: {'unknown' if info is None else f'{info.dim} numbers, model {info.model}'}"
-
-
-def _local(store: str) -> Path | None:
-    from ..utils.config import is_milvus_uri
-
-    return None if is_milvus_uri(store) else Path(store).absolute()
 
 
 def _standing(folder: Path) -> Path:

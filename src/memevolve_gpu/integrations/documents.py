@@ -1,4 +1,4 @@
-"""What the integrations share: documents of another framework as units of a store, without an import of a framework.
+"""What the integrations share, without an import of a framework: a store opened on first use, documents as units.
 
 A document's metadata is the unit's ``metadata``, to which a store adds time stamps. Under the framework's own name the
 unit keeps what the document had itself in their place, so that it is read and filtered as it was given.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timezone
 from typing import Any, ParamSpec, TypeVar
 
+from ..components.store import VectorStore
 from ..components.store.base import StorageBackend
 from ..types import Filters, Json, JsonObject, MemoryUnit, Vectors
+from ..utils.forking import lock
 from ..utils.timestamps import moment_of
 
 NOTHING: JsonObject = {"or": []}
@@ -24,6 +27,44 @@ STAMPS = ("created_at", "updated_at")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+class LazyStore:
+    """A store that is opened on first use, once for all threads. A copy or a pickle of it is not open."""
+
+    def __init__(
+        self, index_file: str | os.PathLike[str], dim: int, metric: str, config: Mapping[str, object] | None
+    ) -> None:
+        self._place, self._config = (index_file, dim, metric), dict(config or {})
+        self._opened: VectorStore | None = None
+        self.lock = lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LazyStore, (*self._place, self._config)
+
+    def get(self) -> VectorStore:
+        with self.lock:
+            if self._opened is None:
+                self._opened = self._open(*self._place)
+            return self._opened
+
+    def switch(self, index_file: str | os.PathLike[str], dim: int, metric: str) -> None:
+        """Open another store, then close this one; an error leaves this one in use."""
+        opened = self._open(index_file, dim, metric)
+        with self.lock:
+            former, self._opened, self._place = self._opened, opened, (index_file, dim, metric)
+        if former is not None:
+            former.close()
+
+    def close(self) -> None:
+        """Close the files; the next :meth:`get` opens them again."""
+        with self.lock:
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.close()
+
+    def _open(self, index_file: str | os.PathLike[str], dim: int, metric: str) -> VectorStore:
+        return VectorStore(index_file, None, dim, storage_config={**self._config, "metric": metric})
 
 
 def in_a_thread(method: Callable[_P, _T]) -> Callable[_P, Coroutine[Any, Any, _T]]:

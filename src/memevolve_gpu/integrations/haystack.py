@@ -27,10 +27,10 @@ from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, 
 from ..records.filters import always, parse
 from ..types import FloatArray, MemoryUnit
 from ..utils.arguments import listed, mapping, optional_text, path_text, shown, whole_number
-from ..utils.forking import lock
 from ..utils.plain import plain_scalar
 from .documents import (
     NOTHING,
+    LazyStore,
     in_a_thread,
     metadata_path,
     moment,
@@ -202,24 +202,16 @@ class MemEvolveDocumentStore:
         self.storage_config = (
             None if storage_config is None else dict(mapping("storage_config", storage_config, ConfigurationError))
         )
-        self._lock = lock()
-        self._opened: VectorStore | None = None
+        self._files = LazyStore(self.index_file, self.embedding_dim, metric, self.storage_config)
 
     @property
     def store(self) -> VectorStore:
         """The open store."""
-        with self._lock:
-            if self._opened is None:
-                config = {**(self.storage_config or {}), "metric": self.metric}
-                self._opened = VectorStore(self.index_file, None, self.embedding_dim, storage_config=config)
-            return self._opened
+        return self._files.get()
 
     def close(self) -> None:
         """Close the files; the next call opens them again."""
-        with self._lock:
-            opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.close()
+        self._files.close()
 
     def to_dict(self) -> JsonObject:
         """Return the store's description, for a pipeline in YAML."""
@@ -264,7 +256,7 @@ class MemEvolveDocumentStore:
         if not isinstance(policy, DuplicatePolicy):
             raise ConfigurationError(f"policy must be a DuplicatePolicy of Haystack, got {shown(policy)}")
         rows = [(_unit(one, position), one.embedding) for position, one in enumerate(documents)]
-        with self._lock:
+        with self._files.lock:
             if policy != DuplicatePolicy.OVERWRITE:
                 rows = self._fresh(rows, skip=policy == DuplicatePolicy.SKIP)
             blank = placeholder(self.store.embedding_dim)

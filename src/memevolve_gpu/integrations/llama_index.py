@@ -35,7 +35,18 @@ from ..errors import ConfigurationError, InvalidFilterError, InvalidQueryError, 
 from ..records.filters import always, parse
 from ..types import MemoryUnit
 from ..utils.arguments import listed, real_number, shown, whole_number, word
-from .documents import NOTHING, in_a_thread, metadata_path, moment, nearest, own_metadata, path, placeholder, stamps_in
+from .documents import (
+    NOTHING,
+    LazyStore,
+    in_a_thread,
+    metadata_path,
+    moment,
+    nearest,
+    own_metadata,
+    path,
+    placeholder,
+    stamps_in,
+)
 
 __all__ = ["MemEvolveVectorStore"]
 
@@ -125,7 +136,12 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
     storage_config: JsonObject | None = None
     """Settings, as for ``VectorStore``."""
 
-    _opened: VectorStore | None = PrivateAttr(default=None)
+    _files: LazyStore = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Describe the store; nothing is opened yet."""
+        super().model_post_init(context)
+        self._files = LazyStore(self.index_file, self.embedding_dim, self.metric, self.storage_config)
 
     @classmethod
     def class_name(cls) -> str:
@@ -135,16 +151,11 @@ class MemEvolveVectorStore(BasePydanticVectorStore):
     @property
     def client(self) -> VectorStore:
         """The open store."""
-        if self._opened is None:
-            config = {**(self.storage_config or {}), "metric": self.metric}
-            self._opened = VectorStore(self.index_file, None, self.embedding_dim, storage_config=config)
-        return self._opened
+        return self._files.get()
 
     def close(self) -> None:
         """Close the files; the next call opens them again."""
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.close()
+        self._files.close()
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Store nodes in one transaction, and return their ids; a node whose id exists is replaced.

@@ -29,7 +29,7 @@ from ..components.store.ranking import score_of
 from ..errors import ConfigurationError, InvalidFilterError, InvalidUnitError, InvalidVectorError
 from ..types import MemoryUnit
 from ..utils.arguments import listed, mapping, path_text, shown, whole_number
-from .documents import metadata_path, moment, nearest, own_metadata, stamps_in
+from .documents import LazyStore, metadata_path, moment, nearest, own_metadata, stamps_in
 
 __all__ = ["Found", "MemEvolveConfig", "MemEvolveVectorStore", "register"]
 
@@ -159,34 +159,26 @@ class MemEvolveVectorStore(VectorStoreBase):
     ) -> None:
         """Open or create the collection. mem0 calls this with what :class:`MemEvolveConfig` holds."""
         self.folder = Path(path_text("folder", folder))
-        self.storage_config = dict(
-            mapping("storage_config", {} if storage_config is None else storage_config, ConfigurationError)
-        )
-        self._opened: VectorStore | None = None
+        config = dict(mapping("storage_config", {} if storage_config is None else storage_config, ConfigurationError))
+        self.storage_config, self._files = config, LazyStore(self.folder, embedding_model_dims, metric, config)
         self.create_col(collection_name, embedding_model_dims, metric)
 
     @property
     def store(self) -> VectorStore:
         """The open store."""
-        if self._opened is None:
-            self.create_col(self.collection_name, self._dim, self._metric)
-        return self._opened  # type: ignore[return-value]  # create_col opened it
+        return self._files.get()
 
     def close(self) -> None:
         """Close the files; the next call opens them again."""
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.close()
+        self._files.close()
 
     def create_col(self, name: str, vector_size: int, distance: str = "cosine") -> None:
         """Open a collection, or create it, and use it from here on."""
         if Path(path_text("collection_name", name)).name != name:
             raise ConfigurationError(f"collection_name must be the name of a file, got {shown(name)}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = {**self.storage_config, "metric": distance}
-        opened = VectorStore(self.folder / name, None, vector_size, storage_config=config)
-        self.close()
-        self.collection_name, self._dim, self._metric, self._opened = name, vector_size, distance, opened
+        self._files.switch(self.folder / name, vector_size, distance)
+        self.collection_name = name
 
     def insert(
         self,

@@ -69,7 +69,6 @@ def plan_for(
         plan = plan_index(
             count=view.count,
             dim=view.index.dim,
-            metric=view.metric,
             index_type=settings.index_type,
             target_recall=settings.target_recall,
             budget_bytes=settings.budget_bytes,

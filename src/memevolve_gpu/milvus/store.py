@@ -23,6 +23,7 @@ from ..components.store.units import (
     check_width,
     checked_id,
     checked_unit,
+    checked_units,
     looked_up,
     one_id,
     text_to_embed,
@@ -31,7 +32,7 @@ from ..components.store.units import (
     with_id,
 )
 from ..components.store.vector_store import VectorStore
-from ..errors import ConfigurationError, ConflictError, InvalidUnitError, StoreClosedError
+from ..errors import ConfigurationError, ConflictError, StoreClosedError
 from ..records.filters import matches, parse
 from ..types import Each, Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit, Metric, Moment, Ttl, Vectors
 from ..utils.arguments import callback, listed, mapping, whole_number
@@ -260,8 +261,7 @@ class MilvusStore(OpenBackend, MetadataMixin):
         self._refuse(ttl=ttl, expires_at=expires_at)
         session = self._open
         callback("progress", progress)
-        given = listed("units", units, InvalidUnitError)
-        checked = [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
+        checked = checked_units(units)
         if not checked:
             return []
         texts = texts_of(checked, to_embed=embeddings is None)

@@ -95,7 +95,6 @@ def on_device(
     target_recall: float,
     precisions: tuple[Precision, ...],
     budget: int,
-    id_bytes: float,
 ) -> IndexPlan:
     """The plan on the device, or ``host`` with a note that says why not, and a ``refusal`` where that is a failure.
 
@@ -109,7 +108,6 @@ def on_device(
         target_recall: in (0, 1].
         precisions: of the rows on the device, best first; final distances are in float32.
         budget: host memory in bytes that the finished index may take.
-        id_bytes: mean length of an id.
     """
     if state.problem:
         return _noted(host, state.problem)
@@ -128,7 +126,7 @@ def on_device(
             plan = replace(base if kind == "exact" else lists, precision=precision)
             smallest = device_bytes(plan, count, dim)
             fitting = next(sized(plan, count, dim, state.limit_bytes), None)
-            on_host = plan_bytes(replace(plan, kind="exact"), count, dim, id_bytes)
+            on_host = plan_bytes(replace(plan, kind="exact"), count, dim)
             if fitting is not None and on_host <= budget:
                 return _described(replace(fitting, bytes=on_host), state, count, why)
     room = f"{smallest >> 20} MB do not fit the {state.limit_bytes >> 20} MB allowed there by {state.bound}"

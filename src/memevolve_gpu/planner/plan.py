@@ -20,8 +20,8 @@ from typing import Literal
 from ..errors import CapacityError
 from ..index.costs import WHOLE_ROWS, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
-from ..types import IndexPlan, JsonObject, Metric, Precision, SearchParams
-from .device_plan import DEFAULT_ID_BYTES, DeviceState, on_device, plan_bytes
+from ..types import IndexPlan, JsonObject, Precision, SearchParams
+from .device_plan import DeviceState, on_device, plan_bytes
 from .nlist import DEFAULT_RULE, ListsRule, should_recreate
 
 _MEASURED_AT = 40_000
@@ -79,7 +79,6 @@ def plan_index(
     *,
     count: int,
     dim: int,
-    metric: Metric,
     index_type: IndexType,
     target_recall: float,
     budget_bytes: int,
@@ -87,7 +86,6 @@ def plan_index(
     lists: ListsRule = DEFAULT_RULE,
     precision: PrecisionSetting = "auto",
     current_nlist: int | None = None,
-    id_bytes: float = DEFAULT_ID_BYTES,
     device: DeviceState | None = None,
 ) -> IndexPlan:
     """The index for ``count`` vectors of ``dim`` dimensions.
@@ -95,7 +93,6 @@ def plan_index(
     Args:
         count: live vectors.
         dim: their dimension.
-        metric: l2, cosine or ip.
         index_type: flat, ivf or hnsw, or auto for the cheapest that meets the target.
         target_recall: in (0, 1].
         budget_bytes: memory that the finished index may take.
@@ -104,7 +101,6 @@ def plan_index(
         precision: of the rows on a GPU; auto narrows them where float32 does not fit there. On the host float32
             decides, mapped from a file.
         current_nlist: lists of the index in use; kept while they differ from the rule by less than a quarter.
-        id_bytes: mean length of an id.
         device: a GPU that may be used; None keeps the plan on the CPU.
 
     Returns:
@@ -113,9 +109,8 @@ def plan_index(
     Raises:
         CapacityError: nothing fits ``budget_bytes``.
     """
-    del metric  # every kind serves every metric
     needed = max(min_training_units, 1)
-    size: JsonObject = {"count": count, "dim": dim, "budget": budget_bytes, "id_bytes": id_bytes}
+    size: JsonObject = {"count": count, "dim": dim, "budget": budget_bytes}
     if count < needed and index_type != "flat":
         wanted = IndexPlan("exact", reason=f"{count} units are fewer than the {needed} from which an index is trained")
         return _fitted(wanted, **size)
@@ -158,7 +153,7 @@ def _wanted(index_type: IndexType, count: int, dim: int, nlist: int, target_reca
     return replace(best, reason=f"cheapest at recall {target_recall:g} for {count} units of {dim} dimensions")
 
 
-def _fitted(wanted: IndexPlan, *, count: int, dim: int, budget: int, id_bytes: float) -> IndexPlan:
+def _fitted(wanted: IndexPlan, *, count: int, dim: int, budget: int) -> IndexPlan:
     """``wanted`` where the budget allows; codes in place of a graph, which holds its vectors in memory."""
     options = [wanted]
     if wanted.kind == "hnsw":
@@ -167,7 +162,7 @@ def _fitted(wanted: IndexPlan, *, count: int, dim: int, budget: int, id_bytes: f
         options.append(IndexPlan("two_stage", codes=default_codes(dim), reason=reason, notes=(note,)))
     smallest = 0
     for plan in options:
-        smallest = plan_bytes(plan, count, dim, id_bytes)
+        smallest = plan_bytes(plan, count, dim)
         if smallest <= budget:
             return replace(plan, bytes=smallest)
     raise CapacityError(

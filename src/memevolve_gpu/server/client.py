@@ -28,6 +28,7 @@ from ..components.store.units import (
     check_arguments,
     checked_id,
     checked_unit,
+    checked_units,
     is_id,
     looked_up,
     one_id,
@@ -148,7 +149,7 @@ class RemoteStore(OpenBackend):
             MemEvolveError: As :meth:`store`.
         """
         del progress
-        body = {"units": _checked(units), "embeddings": _rows(embeddings, "embeddings")}
+        body = {"units": checked_units(units), "embeddings": _rows(embeddings, "embeddings")}
         body |= _times(ttl, expires_at, len(body["units"]))  # type: ignore[arg-type] # it is a list
         if not body["units"]:
             return []
@@ -164,7 +165,7 @@ class RemoteStore(OpenBackend):
     ) -> list[str]:
         body = {
             "delete_ids": _ids(delete_ids, "delete_ids"),
-            "units": _checked(units),
+            "units": checked_units(units),
             "embeddings": _rows(embeddings, "embeddings"),
             "unchanged_since": change("unchanged_since", unchanged_since),
         }
@@ -707,10 +708,6 @@ def _time(ttl: Ttl, expires_at: Moment) -> dict[str, float]:
     """A time as a number: seconds from now, or a Unix time."""
     moment = moments(ttl, expires_at, 0.0, 1)[0] if ttl is not None or expires_at is not None else None
     return {} if moment is None else {"expires_at" if ttl is None else "ttl": moment}
-
-
-def _checked(units: object) -> list[MemoryUnit]:
-    return [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(listed("units", units, InvalidUnitError))]
 
 
 def _rows(vectors: object, name: str) -> list[str] | None:

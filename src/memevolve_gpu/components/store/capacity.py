@@ -12,8 +12,9 @@ from typing import Literal
 from ...errors import CapacityError
 from ...live.delta_buffer import row_bytes
 from ...records.transaction import Transaction, in_order
+from ...types import JsonObject
 from ...utils.report_types import OperationEntry
-from .reports import append_history, decide
+from .reports import append_history, decide, operation_entry
 from .session import AFTER_COMMIT, StoreSession
 
 ORDERS: dict[str, Literal["used", "lfu", "oldest"]] = {"lru": "used", "lfu": "lfu", "oldest": "oldest"}
@@ -142,15 +143,8 @@ def _prune(session: StoreSession, tx: Transaction, kept: set[str], new: int) -> 
     removed = tx.drop_many(going)
     if not removed:
         return None
-    entry: OperationEntry = {
-        "operation": "prune",
-        "at": time.time(),
-        "count_before": before,
-        "count_after": tx.count,
-        "removed": removed,
-        "generation": session.live.generation,
-        "details": {"policy": session.config.auto_prune, "auto": True, "coming": new},
-    }
+    details: JsonObject = {"policy": session.config.auto_prune, "auto": True, "coming": new}
+    entry = operation_entry(session, "prune", details, removed, before, tx.count)
     return Pruned(going, append_history(tx, entry), limit)
 
 

@@ -55,7 +55,11 @@ RETRAIN_SHARE = 0.25
 def register(session: StoreSession, operation: str, details: object, space: Space) -> OperationEntry:
     """Keep an operation in the history of its namespace and decide what the index does next."""
     word("operation_type", operation, OPERATIONS)
-    entry = _entry(session, operation, plain_details(details), session.key_of(space))
+    plain, after = plain_details(details), session.records.count(ns=session.key_of(space))
+    removed, before = _removed(plain), plain.get("count_before")
+    if not isinstance(before, int) or isinstance(before, bool):
+        before = after + removed
+    entry = operation_entry(session, operation, plain, removed, before, after)
     with session.records.write(namespace=space) as tx:
         kept = append_history(tx, entry)
     entry["decision"] = decide(session, kept)
@@ -112,12 +116,10 @@ def _entries(raw: bytes | None) -> list[OperationEntry] | None:
     return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else None
 
 
-def _entry(session: StoreSession, operation: str, details: JsonObject, ns: int) -> OperationEntry:
-    after = session.records.count(ns=ns)
-    removed = _removed(details)
-    before = details.get("count_before")
-    if not isinstance(before, int) or isinstance(before, bool):
-        before = after + removed
+def operation_entry(
+    session: StoreSession, operation: str, details: JsonObject, removed: int, before: int, after: int
+) -> OperationEntry:
+    """What the history keeps of an operation that took place now."""
     return {
         "operation": operation,
         "at": time.time(),

@@ -44,6 +44,11 @@ def checked_unit(unit: object, where: str = "unit") -> MemoryUnit:
     return plain
 
 
+def checked_units(units: object) -> list[MemoryUnit]:
+    """Each unit of a batch as :func:`checked_unit` returns it."""
+    return [checked_unit(unit, f"units[{i}]") for i, unit in enumerate(listed("units", units, InvalidUnitError))]
+
+
 def plain_unit(unit: object, where: str = "unit") -> MemoryUnit:
     """As :func:`checked_unit`, except that :func:`encoded` refuses what is too large or has no form in JSON."""
     if not isinstance(unit, dict):

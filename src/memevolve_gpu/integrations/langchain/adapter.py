@@ -97,13 +97,6 @@ def batches(texts: list[str], batch_size: int | None) -> list[list[str]]:
     return [texts[start : start + size] for start in range(0, len(texts), size or 1)]
 
 
-def checked_ids(ids: Sequence[str]) -> list[str]:
-    """Return the ids as a list; refuse a string, which would be read as one id per letter."""
-    if isinstance(ids, str):
-        raise InvalidUnitError(f"ids must be a list of ids, got the string {ids[:40]!r}; write [{ids[:40]!r}]")
-    return listed("ids", ids, InvalidUnitError)
-
-
 def query_text(query: str) -> str:
     """Return the query if it is a string."""
     if not isinstance(query, str):

@@ -14,7 +14,6 @@ from ...components.store.vector_store import VectorStore
 from ...errors import InvalidUnitError
 from ...types import Json, JsonObject
 from ...utils.arguments import listed, shown
-from .adapter import checked_ids
 
 _Self = TypeVar("_Self", bound="MemEvolveKeyValueStore")
 
@@ -57,7 +56,7 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         Raises:
             InvalidUnitError: ``keys`` is not a list.
         """
-        wanted = checked_ids(keys)
+        wanted = listed("keys", keys, InvalidUnitError)
         found = self._store.retrieve_batch(wanted)
         return [_value(found[key]) if is_id(key) and key in found else None for key in wanted]
 
@@ -92,7 +91,7 @@ class MemEvolveKeyValueStore(BaseStore[str, Any]):
         Raises:
             InvalidUnitError: ``keys`` is not a list.
         """
-        self._store.delete_batch(checked_ids(keys))
+        self._store.delete_batch(listed("keys", keys, InvalidUnitError))
 
     def yield_keys(self, *, prefix: str | None = None) -> Iterator[str]:
         """Iterate over the keys, the oldest first.

@@ -16,7 +16,7 @@ from ...components.retrieve import HybridRetrievalStrategy, RetrievalStrategy
 from ...errors import ConfigurationError, InvalidUnitError
 from ...types import JsonObject
 from ...utils.arguments import listed
-from .adapter import checked_ids, no_more, query_text, to_document
+from .adapter import no_more, query_text, to_document
 from .filters import on_units
 from .vector_store import MemEvolveVectorStore
 
@@ -114,7 +114,7 @@ class MemEvolveDocumentIndex(MemEvolveRetriever, DocumentIndex):
         no_more(kwargs)
         if ids is None:
             raise InvalidUnitError("ids is missing; to delete everything call store.delete_collection()")
-        known = list(self.store.backend.retrieve_batch(checked_ids(ids)))
+        known = list(self.store.backend.retrieve_batch(listed("ids", ids, InvalidUnitError)))
         self.store.backend.delete_batch(known)
         return {"succeeded": known, "failed": [], "num_deleted": len(known), "num_failed": 0}
 

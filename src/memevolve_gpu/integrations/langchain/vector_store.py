@@ -14,14 +14,14 @@ from langchain_core.vectorstores import VectorStore as LangChainVectorStore
 
 from ...components.store.base import StorageBackend
 from ...components.store.vector_store import VectorStore
-from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError
+from ...errors import ConfigurationError, EmbeddingError, InvalidFilterError, InvalidUnitError
 from ...records.filters import always, parse
 from ...types import Filters, JsonObject, Vectors
+from ...utils.arguments import listed
 from ..documents import in_a_thread
 from .adapter import (
     SearchOptions,
     batches,
-    checked_ids,
     documents_of,
     keep,
     nearest,
@@ -335,7 +335,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
         """
         no_more(kwargs)
         if filter is None and filters is None:
-            self._backend.clear() if ids is None else self._backend.delete_batch(checked_ids(ids))
+            self._backend.clear() if ids is None else self._backend.delete_batch(listed("ids", ids, InvalidUnitError))
             return True
         if ids is not None:
             raise InvalidFilterError("delete takes ids or a filter, not both")
@@ -355,7 +355,7 @@ class MemEvolveVectorStore(LangChainVectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Return the documents of these ids that exist, in the order of ``ids``, each once."""
-        found = self._backend.retrieve_batch(checked_ids(ids))
+        found = self._backend.retrieve_batch(listed("ids", ids, InvalidUnitError))
         self._backend.record_access(list(found))
         return to_documents(list(found.values()))
 
