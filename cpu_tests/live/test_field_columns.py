@@ -424,6 +424,16 @@ def test_columns_of_newer_records_are_not_used_for_an_older_copy(
         assert store.count({"metadata.n": 2000}) == 60
 
 
+def test_a_round_of_maintenance_leaves_no_columns_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    with filled(tmp_path / "m") as store:
+        assert store.count({"metadata.n": {"lt": 7}}) == 7
+        held = store.get_storage_health()["memory_usage_mb"]
+        store.run_maintenance()
+        assert held - store.get_storage_health()["memory_usage_mb"] > 500 * 8 / 1e6
+        assert store.count({"metadata.n": {"lt": 8}}) == 8
+
+
 def test_a_file_of_columns_that_cannot_be_written_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
     (tmp_path / "m.columns").mkdir()

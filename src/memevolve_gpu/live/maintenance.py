@@ -360,6 +360,8 @@ class Maintenance:
             if live.records.history_is_due():
                 actions.append(f"purged {live.records.purge_history()} changes of the history")
             actions += self._save_vectors()
+        if not background:  # whose own round does it
+            live.save_fields(timeout=1.0)
         return actions, reason.text if reason else ""
 
     def _sweep(self) -> list[str]:
