@@ -321,11 +321,13 @@ def _child_is_right(index: Index, vectors: FloatArray, card: Card, searched: int
 
 def test_the_lock_of_another_thread_does_not_reach_the_child(card: Card, vectors: FloatArray) -> None:
     index = index_of("exact", vectors, "l2")
-    with others_on("cuda:0"):
-        owner_before = resources.resources_of("cuda:0")
-        owner_before.after_fork()
+
+    def act() -> None:
         right(index, vectors, vectors[:3])
         assert causes(index) == [("fork", "cpu-until-restart")]
+
+    with others_on("cuda:0"):
+        assert as_child(act) == 0
 
 
 # ------------------------------------------------------------------------------------------------------- its bytes

@@ -182,8 +182,11 @@ def _memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
 
 
 def _check_memory(session: StoreSession, count: int, new: int) -> tuple[int, int]:
-    """As :func:`_memory`; raise CapacityError where those are too many."""
+    """As :func:`_memory`; raise CapacityError where those are too many, even without the columns of filters."""
     used, needed = _memory(session, count, new)
+    if new and needed > session.max_memory_bytes and session.live.columns.nbytes:
+        session.live.columns.clear()  # a filter that needs them reads them again
+        used, needed = _memory(session, count, new)
     if new and needed > session.max_memory_bytes:
         raise CapacityError(
             f"index and vectors would take {needed / 2**20:.1f} MB of at most {session.max_memory_bytes / 2**20:.1f}; "
