@@ -208,6 +208,7 @@ def cells_part(data: Data, rounds: int) -> dict[str, Any]:
         states = {}
         with filled(vectors, index_type=index_type, sample_queries=False) as store:
             states["cold"] = cells_of(store, vectors, held)
+            store.run_maintenance()
             counted = store.get_storage_health()["memory_usage_mb"] * 1000 / len(vectors)
         with filled(vectors, index_type=index_type) as store:
             for query in np.random.default_rng(0).permutation(np.concatenate([q[::2] for q in queries.values()])):

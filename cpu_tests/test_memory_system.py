@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_kit import DIM, Given, days_ago, ids_of, open_scratch, store_at, unit
-from support import each
+from support import HANGS, as_child, each
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.components.manage import MemoryManager, SimpleManagementStrategy
@@ -220,6 +221,33 @@ def test_a_callback_may_use_the_system(tmp_path: Path) -> None:
         for number in range(18):
             system.add_units([unit(f"n{number}")])
         assert store.exists("auto_prune of 4")
+
+
+def test_a_child_forked_while_room_is_made_makes_room_itself(tmp_path: Path) -> None:
+    inside, go_on, parent = threading.Event(), threading.Event(), os.getpid()
+
+    class Slow(SimpleManagementStrategy):
+        def prune(self, *arguments: Any, **named: Any) -> Any:
+            if os.getpid() == parent:
+                inside.set()
+                go_on.wait(HANGS)
+            return super().prune(*arguments, **named)
+
+    with store_at(tmp_path, max_memory_units=20) as store:
+        system = system_on(store, management_strategy=Slow(), prune_policy="oldest")
+
+        def add(name: str) -> None:
+            for number in range(30):
+                system.add_units([unit(f"{name}{number}")])
+
+        thread = threading.Thread(target=add, args=("parent",))
+        thread.start()
+        try:
+            assert inside.wait(HANGS)
+            assert as_child(lambda: add("child")) == 0
+        finally:
+            go_on.set()
+            thread.join()
 
 
 @pytest.mark.parametrize(

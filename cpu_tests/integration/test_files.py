@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from forks import Forks
-from support import FakeBatchEmbedder
+from support import HANGS, FakeBatchEmbedder
 from typer.testing import CliRunner
 
 from memevolve_gpu import StorageConfig, VectorStore
@@ -171,7 +171,7 @@ with draft_of(Path({str(target)!r})) as draft:
         assert {held, own.path.name} <= set(names(tmp_path))
         other.kill()
         other.wait()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + HANGS
         while (tmp_path / held).exists() and time.monotonic() < deadline:
             remove_abandoned_drafts([target])
         assert own.path.name in names(tmp_path)

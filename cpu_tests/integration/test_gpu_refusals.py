@@ -214,7 +214,7 @@ def test_a_kind_that_no_engine_has_is_told_of_only_where_a_gpu_was_asked_for(tmp
 
 def asked_of(request: str, command: list[str], visible: str | None = None, signs: tuple[Path, ...] = ()) -> Machine:
     """A machine whose driver is this command."""
-    prober = Prober(visible, command=command, timeout=0.3, signs=signs)
+    prober = Prober(visible, command=command, timeout=0.3 if command == HANGS else 120.0, signs=signs)
     return Machine(request, prober=prober, holdings=Holdings(), load=lambda _name: None, present=lambda _engine: "")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gpu_kit import MB, Card, OnCard, machine_with, others_take_all, timed_as
-from support import SEED, FakeBatchEmbedder, as_child
+from support import HANGS, SEED, FakeBatchEmbedder, as_child
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.devices import memory
@@ -64,12 +64,11 @@ def events(store: VectorStore, kind: str) -> list[str]:
 
 
 def wait_until(true: Callable[[], object]) -> None:
-    """Give the background half a minute."""
-    for _ in range(600):
-        if true():
-            return
+    """Give the background its time."""
+    deadline = time.monotonic() + HANGS
+    while not true():
+        assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.05)
-    raise AssertionError("it did not come about")
 
 
 # The plan is followed, and shown

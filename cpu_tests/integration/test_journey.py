@@ -83,7 +83,7 @@ def fails(_items: Items) -> tuple[int, Any]:
 
 
 def dawdles(items: Items) -> tuple[int, Any]:
-    time.sleep(0.6)
+    time.sleep(3)
     return 200, {"data": items}
 
 
@@ -120,7 +120,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     settings = {
         "MEMEVOLVE_EMBEDDING_BASE_URL": running.url,
         "MEMEVOLVE_EMBEDDING_MODEL": "stub",
-        "MEMEVOLVE_EMBEDDING_TIMEOUT": "0.3",
+        "MEMEVOLVE_EMBEDDING_TIMEOUT": "2",
         "MEMEVOLVE_STORAGE_MAX_MEMORY_UNITS": str(LIMIT),
         "MEMEVOLVE_STORAGE_MIN_TRAINING_UNITS": "50",
     }

@@ -6,7 +6,7 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from filter_oracle import means
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from support import HANGS
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.live import field_columns
@@ -47,10 +48,25 @@ class Changes(RuleBasedStateMachine):
     @initialize()
     def make(self) -> None:
         Changes.number += 1
+        self.open()
+        self.model: dict[str, dict[str, Any]] = {}
+
+    def open(self) -> None:
         self.store = VectorStore(
             self.folder / f"s{Changes.number}", None, DIM, storage_config={"background": False, "index_type": "flat"}
         )
-        self.model: dict[str, dict[str, Any]] = {}
+
+    @rule(snapshot=st.booleans())
+    def reopen(self, snapshot: bool) -> None:
+        """The columns are in their file, and followed from there."""
+        if snapshot:
+            self.store._open.maintenance.snapshot()
+        self.store.close()
+        self.open()
+
+    @rule()
+    def save(self) -> None:
+        self.store._open.live.save_fields(1.0)
 
     @rule(which=st.integers(0, 7), n=VALUES, m=st.none() | VALUES)
     def store_one(self, which: int, n: Any, m: Any) -> None:
@@ -77,10 +93,10 @@ class Changes(RuleBasedStateMachine):
                 self.store.delete(f"u{which}")
                 self.model.pop(f"u{which}", None)
 
-        def meddling(path: Any, slots: Any) -> Any:
+        def meddling(*given: Any, **named: Any) -> Any:
             if not late:
                 change()
-            found = read(path, slots)
+            found = read(*given, **named)
             change()
             return found
 
@@ -127,6 +143,7 @@ class Changes(RuleBasedStateMachine):
 @pytest.mark.parametrize("kept", [0, 3, 2_000])
 def test_filters_follow_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     monkeypatch.setattr(field_columns, "_FRESH_ROWS", kept)
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 1 if kept else 2_000)
     monkeypatch.setattr(Changes, "folder", tmp_path, raising=False)
     machine = Changes.TestCase
     machine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
@@ -178,7 +195,7 @@ def test_the_background_reads_the_usual_fields_once_filters_are_in_use(tmp_path:
         assert not live.columns.wants_foresight
         assert not columns.holds([("type",)])
         store.search_vectors(query, 3, {"type": "skill"})
-        until = time.monotonic() + 30
+        until = time.monotonic() + HANGS
         while not columns.holds([("tags",), ("metadata", "n"), ("metadata", "deep", "x"), ("metadata", "created_at")]):
             assert time.monotonic() < until
             time.sleep(0.01)
@@ -198,8 +215,29 @@ def test_columns_stay_within_their_memory(tmp_path: Path, monkeypatch: pytest.Mo
             assert store._open.live._masks.columns.nbytes <= 30_000 + 300 * 100
 
 
+def test_a_unit_that_is_stored_while_fields_are_read_ahead_is_not_of_their_rows_yet(tmp_path: Path) -> None:
+    with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
+        units = [{"id": str(n), "content": "c", "n": n} for n in range(50)]
+        store.store_batch(units, np.ones((50, DIM), dtype=np.float32))
+        live, more = store._open.live, iter(range(50, 100))
+
+        def log() -> field_columns.Log:
+            made = live._log(live.catch_up())
+
+            def changed(seq: int) -> Any:  # another thread stores a unit, and publishes a view with it
+                store.store_batch([{"id": str(next(more)), "content": "c", "n": 7}], np.ones((1, DIM), np.float32))
+                live.catch_up()
+                return made.changed(seq)
+
+            return made._replace(changed=changed)
+
+        live.columns.foresee(log, {("n",): False})
+        assert live.columns.holds([("n",)])
+        assert store.count({"n": 7}) == 1 + store.count() - 50
+
+
 def wait_until_held(store: VectorStore, *fields: tuple[str, ...]) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + HANGS
     while not store._open.live._masks.columns.holds(fields):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -235,7 +273,11 @@ def test_fields_of_past_filters_are_read_before_the_first_filter_after_an_openin
         assert store.count({"rare.deep": {"lt": 7}}) == 7
 
 
-def test_an_erasure_forgets_which_fields_were_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("least", [1, 1000])
+def test_an_erasure_forgets_which_fields_were_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", least)
     canary = "alice-7f3a90c1"
     with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
         units: list[dict[str, Any]] = [{"id": "a", "content": "one", canary: 1}, {"id": "b", "content": "two"}]
@@ -260,3 +302,161 @@ def test_damaged_names_of_fields_keep_no_store_from_opening(tmp_path: Path, dama
             assert store.statistics()["event_totals"].get("maintenance-failed", 0) == 0
     with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": True}) as store:
         wait_until_held(store, ("color",))
+
+
+QUERY = np.ones((1, DIM), dtype=np.float32)
+ASKED: list[tuple[dict[str, Any], int]] = [
+    ({"metadata.n": {"lt": 7}}, 7),
+    ({"tags": "b"}, 500),
+    ({"metadata.at": {"gte": "2026-01-01T00:00:00Z"}, "metadata.n": 2**60}, 0),
+    ({"metadata.word": "wärme 3", "metadata.big": 2**60 + 3}, 1),
+]
+
+
+def opened(path: Path, *, background: bool = False) -> VectorStore:
+    return VectorStore(path, lambda _: [1.0] * DIM, DIM, storage_config={"background": background})
+
+
+def filled(path: Path, *, background: bool = False) -> VectorStore:
+    """500 units with every kind of value."""
+    store = opened(path, background=background)
+    store.store_batch(
+        [
+            {
+                "id": str(n),
+                "content": "c",
+                "tags": ["a", "b"],
+                "metadata": {"n": n, "at": "2026-01-01T00:00:00Z", "word": f"wärme {n}", "big": 2**60 + n},
+            }
+            for n in range(500)
+        ],
+        np.ones((500, DIM), dtype=np.float32),
+    )
+    return store
+
+
+def asked(store: VectorStore) -> list[int]:
+    return [store.count(one) for one, _ in ASKED]
+
+
+def test_a_process_that_opens_the_store_again_has_the_columns_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    with filled(tmp_path / "m") as store:
+        assert asked(store) == [count for _, count in ASKED]
+    assert (tmp_path / "m.columns").stat().st_mode & 0o777 == (tmp_path / "m.db").stat().st_mode & 0o777
+    for again in range(2):
+        with opened(tmp_path / "m") as store:
+            records = store._open.records
+            with patch.object(records, "field_values", Mock(wraps=records.field_values)) as read:
+                assert asked(store) == [count for _, count in ASKED]
+            rows = {tuple(call.args[1].tolist()) for call in read.call_args_list}
+            assert rows == ({(501, 502, 503)} if again else set())  # those that changed since the file was written
+            assert store._open.live.columns.nbytes <= 64 * 500 + 8_000  # the large numbers; the rest is mapped
+            assert store.update("3", {"content": "c", "metadata": {"n": 3}})
+            store.delete("4")
+            assert asked(store) == [6, 498, 0, 0]
+            assert store.update(
+                "3", {"content": "c", "tags": ["a", "b"], "metadata": {"n": 3, "word": "wärme 3", "big": 2**60 + 3}}
+            )
+            store.store_batch([{"id": "4", "content": "c", "tags": ["b"], "metadata": {"n": 4}}], QUERY)
+            assert asked(store) == [count for _, count in ASKED]
+            assert [found for found, _ in store.facets("metadata.word", limit=1)] != []
+
+
+def test_the_background_reads_the_usual_fields_of_a_large_store_before_any_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "PAGE_SLOTS", 64)
+    monkeypatch.setattr(field_columns, "PASS_VALUES", 1500)  # three fields in a pass
+    with filled(tmp_path / "m", background=True) as store:
+        wait_until_held(
+            store, ("metadata", "n"), ("tags",), ("metadata", "at"), ("metadata", "word"), ("metadata", "big")
+        )
+        with patch.object(store._open.records, "field_values", None):
+            assert asked(store) == [count for _, count in ASKED]
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "empty", "other", "folder"])
+def test_a_damaged_file_of_columns_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    filled(tmp_path / "other").close()
+    with filled(tmp_path / "m") as store:
+        asked(store)
+    file = tmp_path / "m.columns"
+    good = file.read_bytes()
+    for at in range(0, len(good), 997) if how == "flip" else [0]:
+        file.unlink()
+        if how == "folder":
+            file.mkdir()
+        elif how == "flip":
+            file.write_bytes(good[:at] + bytes([good[at] ^ 0x55]) + good[at + 1 :])
+        else:
+            file.write_bytes({"cut": good[:-100], "empty": b"", "other": good.replace(b"0", b"1")}[how])
+        with opened(tmp_path / "m") as store:
+            assert asked(store) == [count for _, count in ASKED], at
+        if how != "folder":
+            good = file.read_bytes()
+
+
+def test_columns_of_newer_records_are_not_used_for_an_older_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database goes back in time, and as many other changes follow."""
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    path = tmp_path / "m.db"
+    with filled(tmp_path / "m") as store:
+        assert store.count({"metadata.n": 1000}) == 0
+    old = path.read_bytes()
+    with opened(tmp_path / "m") as store:
+        for number in range(60):
+            store.update(str(number), {"content": "c", "metadata": {"n": 1000}})
+        columns = store._open.live.columns
+        columns.clear()
+        assert store.count({"metadata.n": 1000}) == 60
+    path.write_bytes(old)
+    with opened(tmp_path / "m") as store:
+        for number in range(100, 160):
+            store.update(str(number), {"content": "c", "metadata": {"n": 2000}})
+        assert store.count({"metadata.n": 1000}) == 0
+        assert store.count({"metadata.n": 2000}) == 60
+
+
+def test_a_round_of_maintenance_leaves_no_columns_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    with filled(tmp_path / "m") as store:
+        assert store.count({"metadata.n": {"lt": 7}}) == 7
+        held = store.get_storage_health()["memory_usage_mb"]
+        store.run_maintenance()
+        assert held - store.get_storage_health()["memory_usage_mb"] > 500 * 8 / 1e6
+        assert store.count({"metadata.n": {"lt": 8}}) == 8
+
+
+def test_a_file_of_columns_that_cannot_be_written_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    (tmp_path / "m.columns").mkdir()
+    store = filled(tmp_path / "m")
+    assert asked(store) == [count for _, count in ASKED]
+    session = store._open
+    store.close()
+    assert session.events.totals()["fields-unsaved"] == 1
+
+
+def test_two_openings_write_the_file_in_turns_and_stay_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "_FRESH_ROWS", 5)
+    monkeypatch.setattr(field_columns, "_FRESH_SHARE", 0.0)
+    filled(tmp_path / "m").close()
+    with opened(tmp_path / "m") as one, opened(tmp_path / "m") as other:
+        for number in range(0, 40, 8):
+            for store in (one, other):
+                for at in range(number, number + 8):
+                    assert store.update(str(at), {"content": "c", "metadata": {"n": 1000 + at}})
+                assert store.count({"metadata.n": {"gte": 1000}}) == number + 8
+                store._open.live.save_fields(1.0)
+                assert [each.count({"metadata.n": {"lt": 500}}) for each in (one, other)] == [492 - number] * 2
+    with opened(tmp_path / "m") as store:
+        assert store.count({"metadata.n": {"gte": 1000}}) == 40
+        assert store.count({"metadata.n": {"lt": 500}}) == 460

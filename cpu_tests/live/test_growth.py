@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from endurance import DIM, Model, embed, verify
 
 from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu.errors import StorageFullError
 from memevolve_gpu.index import vector_table
 from memevolve_gpu.live import rebuild, scheduler, snapshot_writer
 from memevolve_gpu.live.filter_cache import FilterCache
@@ -235,7 +238,7 @@ def test_a_write_between_the_view_and_its_mask_is_seen(open_store: Open, monkeyp
     grown(store, 0, 60)
     original, pending = FilterCache.mask, [unit(number, "between") for number in (100, 101)]
 
-    def mask(self: FilterCache, *arguments: Any) -> ViewFilter:
+    def mask(self: FilterCache, *arguments: Any) -> tuple[ViewFilter, bool]:
         if pending:
             other.store(pending.pop())
         return original(self, *arguments)
@@ -344,6 +347,36 @@ def test_rows_in_spills_live_and_die_like_those_in_memory(
     again = open_store()
     verify(again, [expected])
     assert again._open.live.view.index.table.resident_bytes == 0
+
+
+@pytest.mark.parametrize("died", [0, 1])
+def test_vectors_for_which_the_disk_has_no_room_do_not_fill_the_memory_beyond_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: int
+) -> None:
+    """They wait where they are, and the rest of the limit is left to writes."""
+    monkeypatch.setattr(vector_table, "SPILLED_BYTES", 4096)
+    free, limit, dim = types.SimpleNamespace(f_frsize=1, f_bavail=10**12), 2, 256
+    monkeypatch.setattr(os, "fstatvfs", lambda _file: free)
+    vectors = np.random.default_rng(SEED).standard_normal((4100, dim)).astype(np.float32)
+    config = StorageConfig(index_type="flat", background=False, max_memory_units=10**6, max_memory_mb=limit)
+    with VectorStore(tmp_path / "m", None, dim, storage_config=config) as store:
+        for start in range(0, 4000, 1000):
+            store.store_batch(units(start, start + 1000), vectors[start : start + 1000])
+        store.run_maintenance()
+        free.f_bavail = 0
+        store.delete_batch(["id0"] * died)
+        store.store_batch(units(4000, 4100), vectors[4000:])
+        if died:  # all others are copied
+            with pytest.raises(StorageFullError, match="the disk has no room"):
+                store.retrain()
+        else:  # the first are mapped from the snapshot again
+            store.run_maintenance()
+        assert store._open.live.nbytes < limit << 20
+        for row in (1, 4050):
+            assert store.search_vectors(vectors[row : row + 1], 1)[1] == [[f"id{row}"]]
+        free.f_bavail = 10**12
+        store.run_maintenance()
+        assert store.statistics()["tail_rows"] == 0
 
 
 def test_a_store_that_loses_and_gains_rows_takes_no_more_candidates(tmp_path: Path) -> None:

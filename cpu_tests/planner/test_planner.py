@@ -113,7 +113,10 @@ def test_recreated_at_a_quarter(current: int, planned: int, due: bool) -> None:
         (5000, 49, "DEGRADED"),
         (5000, 500, "OPTIMAL"),  # 10
         (5000, 501, "INEFFICIENT"),
-        (40_000, 256, "DEGRADED"),  # 156 per centroid under the default maximum
+        (40_000, 256, "OPTIMAL"),  # 156 per centroid under the default maximum: the planned number
+        (40_000, 192, "DEGRADED"),  # a quarter fewer than planned
+        (40_000, 193, "OPTIMAL"),
+        (1_000_000, 1144, "OPTIMAL"),
         (40_000, 400, "OPTIMAL"),
         (6_000, 20, "DEGRADED"),
         (200, 10, "OPTIMAL"),  # the minimum is in play: 20 per centroid are planned
@@ -140,13 +143,14 @@ def test_what_the_rule_plans_is_optimal_unless_a_setting_holds_it(n: int, per: i
         (5000, 128, ListsRule(), []),
         (5000, 49, ListsRule(), []),  # the rule would have 128: a rebuild helps
         (5000, 0, ListsRule(nlist_max=1), []),
-        (40_000, 256, ListsRule(), ["NLIST_MAX=256"]),
+        (40_000, 256, ListsRule(), []),
+        (40_000, 128, ListsRule(nlist_max=128), ["NLIST_MAX=128"]),
         (6000, 20, ListsRule(nlist_max=20), ["NLIST_MAX=20"]),
         (50, 10, ListsRule(), ["NLIST_MIN=10"]),
         (5000, 600, ListsRule(nlist_min=600, nlist_max=600), ["NLIST_MIN=600"]),
         (5000, 1000, ListsRule(vectors_per_centroid=5, nlist_max=5000), ["VECTORS_PER_CENTROID=5"]),
         (2000, 256, ListsRule(vectors_per_centroid=5), ["VECTORS_PER_CENTROID=5"]),
-        (50_000, 250, ListsRule(vectors_per_centroid=200), ["VECTORS_PER_CENTROID=200"]),
+        (50_000, 166, ListsRule(vectors_per_centroid=300), ["VECTORS_PER_CENTROID=300"]),
         (6000, 50, ListsRule(adaptive=False), ["ADAPTIVE_NLIST=false"]),
         (6000, 20, ListsRule(nlist_max=20, adaptive=False), ["ADAPTIVE_NLIST=false", "NLIST_MAX=20"]),
     ],

@@ -574,7 +574,7 @@ def test_importing_the_package_loads_no_engine(fresh: Forks) -> None:
 # Files on disk
 
 
-def test_every_file_of_a_store_is_documented(tmp_path: Path) -> None:
+def test_every_file_of_a_store_is_documented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from memevolve_gpu import HashingEmbedder, VectorStore
 
     documented = {
@@ -584,5 +584,8 @@ def test_every_file_of_a_store_is_documented(tmp_path: Path) -> None:
         store.store_batch([{"content": f"word{number}"} for number in range(20)])
         store.run_maintenance()
         store.snapshot()
+        monkeypatch.setattr("memevolve_gpu.live.field_columns.FORESEEN_FROM", 20)
+        assert store.count({"content": "word7"}) == 1
+        store._open.live.save_fields(1.0)
         made = {path.name.removeprefix("m") for path in tmp_path.iterdir()}
     assert made == documented

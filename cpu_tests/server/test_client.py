@@ -21,6 +21,7 @@ from server_kit import require_server
 require_server()
 
 from server_kit import served
+from support import as_child, ended, fork
 
 from memevolve_gpu import (
     ConfigurationError,
@@ -30,6 +31,7 @@ from memevolve_gpu import (
     InvalidQueryError,
     InvalidVectorError,
     StorageError,
+    StoreClosedError,
     StoreUnavailableError,
     VectorStore,
 )
@@ -100,6 +102,31 @@ def test_a_bound_key_is_the_whole_store(store: VectorStore, tmp_path: Path) -> N
                 call()
         with RemoteStore(url, "mev_guessed") as other, pytest.raises(ConfigurationError, match="keys add"):
             other.count()
+
+
+def test_a_forked_child_has_connections_of_its_own(remote: RemoteStore) -> None:
+    """On the connection of its parent each would read answers to the other."""
+    remote.store_batch([{"id": name, "content": name} for name in "ab"])
+
+    def read(name: str) -> None:
+        for _ in range(100):
+            assert remote.data[name]["content"] == name
+
+    child = fork(lambda: read("a"))
+    read("b")
+    assert ended(child) == 0
+
+
+def test_a_forked_child_refuses_a_client_that_it_cannot_make_anew(store: VectorStore) -> None:
+    with served(store) as url, RemoteStore(url, client=httpx.Client()) as remote:
+        remote.store({"id": "a", "content": "a"})
+
+        def act() -> None:
+            with pytest.raises(StoreClosedError, match="after the fork"):
+                remote.retrieve("a")
+
+        assert as_child(act) == 0
+        assert remote.data["a"]["content"] == "a"
 
 
 def test_a_backup_is_named(remote: RemoteStore, tmp_path: Path) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import logging
 import os
+import re
 import sys
 import threading
+import time
 import weakref
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from support import as_child
+from support import HANGS, as_child
 
 import memevolve_gpu
 from memevolve_gpu.utils import forking
@@ -95,6 +101,171 @@ def test_there_is_no_other_handler_in_the_package() -> None:
     folder = Path(memevolve_gpu.__file__).parent
     found = [path for path in folder.rglob("*.py") if "register_at_fork(" in path.read_text(encoding="utf-8")]
     assert found == [folder / "utils" / "forking.py"]
+
+
+def test_locks_are_taken_from_here() -> None:
+    """One that is not would stay locked in a child, where a thread of the parent held it."""
+    folder = Path(memevolve_gpu.__file__).parent
+    own = re.compile(r"threading\.(R?Lock|Condition|Semaphore|BoundedSemaphore|Barrier)\(")
+    found = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*.py") if own.search(path.read_text("utf-8"))
+    }
+    assert found == {
+        "index/torch_gpu/index.py",  # of an index on a device, which a child does not use
+        "index/torch_gpu/runtime.py",  # a condition, made anew in a child
+        "records/file_lock.py",  # these three are taken before a fork, and given back in the child
+        "records/pool.py",
+        "records/writer.py",
+        "utils/forking.py",
+    }
+
+
+@contextmanager
+def another_thread(act: Callable[[threading.Event], object]) -> Iterator[None]:
+    """``act`` runs in a thread; it sets the event when it is where a fork shall find it."""
+    there, failed = threading.Event(), []
+
+    def run() -> None:
+        try:
+            act(there)
+        except BaseException as error:
+            failed.append(error)
+            raise
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert there.wait(HANGS)
+        yield
+    finally:
+        thread.join(HANGS)
+    assert not thread.is_alive()
+    assert not failed
+
+
+def test_a_lock_that_another_thread_holds_is_free_in_the_child_alone() -> None:
+    lock, leave = forking.lock(), threading.Event()
+
+    def hold(there: threading.Event) -> None:
+        with lock:
+            there.set()
+            leave.wait(HANGS)
+
+    def act() -> None:
+        assert lock.acquire(blocking=False)
+
+    with another_thread(hold):
+        assert as_child(act) == 0
+        assert not lock.acquire(blocking=False)
+        leave.set()
+
+
+def test_a_lock_of_the_thread_that_forks_stays_its_own() -> None:
+    lock, taken = forking.lock(), []
+
+    def act() -> None:
+        thread = threading.Thread(target=lambda: taken.append(lock.acquire(blocking=False)))
+        thread.start()
+        thread.join()
+        assert taken == [False]
+        lock.release()
+
+    with lock:
+        assert as_child(act) == 0
+
+
+def test_a_fork_waits_for_what_must_not_be_interrupted_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, leave, done = forking.lock(awaited=True), threading.Event(), []
+
+    def hold(there: threading.Event) -> None:
+        with lock:
+            there.set()
+            leave.wait(HANGS)
+            done.append(True)
+
+    def seen(expected: list[bool]) -> None:
+        with lock:
+            assert done == expected
+
+    with another_thread(hold):
+        monkeypatch.setattr(forking, "PATIENCE", 0.01)
+        assert as_child(lambda: seen([])) == 0
+        monkeypatch.setattr(forking, "PATIENCE", HANGS)
+        threading.Timer(0.2, leave.set).start()
+        assert as_child(lambda: seen([True])) == 0
+    assert lock.acquire(blocking=False), "the parent gave it back"
+
+
+def test_a_record_that_another_thread_logs_does_not_hang_the_child() -> None:
+    """The buffer of its file has a lock inside, which nobody gives back in a child."""
+    ends, logger, go_on = os.pipe(), logging.getLogger("test_forking"), threading.Event()
+    os.set_blocking(ends[1], False)
+    with suppress(BlockingIOError):  # it is full
+        while True:
+            os.write(ends[1], b" ")
+    os.set_blocking(ends[1], True)
+    handler = logging.StreamHandler(os.fdopen(ends[1], "w"))
+    logger.addHandler(handler)
+
+    def log(there: threading.Event) -> None:
+        there.set()
+        logger.error("by another thread")
+
+    def drain() -> None:
+        go_on.wait(HANGS)
+        while os.read(ends[0], 100_000):
+            pass
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    with another_thread(log):
+        time.sleep(0.05)  # until it writes
+        threading.Timer(0.2, go_on.set).start()
+        assert as_child(lambda: logger.error("by the child")) == 0
+    logger.removeHandler(handler)
+    handler.stream.close()
+    reader.join(HANGS)
+    os.close(ends[0])
+    assert not reader.is_alive()
+
+
+SLOW = """
+import os, sys
+there, go_on, ran = sys.slowly_imported
+there.set()
+go_on.wait(100)
+os.register_at_fork(
+    before=lambda: ran.append("before"),
+    after_in_parent=lambda: ran.append("after"),
+    after_in_child=lambda: ran.append("after"),
+)
+"""
+
+
+def test_a_module_that_another_thread_imports_is_there_in_the_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child would wait for ever for the import. What the module registers for forks begins with the next one."""
+    (tmp_path / "slowly_imported.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ran: list[str] = []
+    go_on = threading.Event()
+
+    def load(there: threading.Event) -> None:
+        monkeypatch.setattr(sys, "slowly_imported", (there, go_on, ran), raising=False)
+        importlib.import_module("slowly_imported")
+
+    def act() -> None:
+        assert importlib.import_module("slowly_imported").ran == []
+        assert ran == []
+
+    with another_thread(load):
+        threading.Timer(0.2, go_on.set).start()
+        assert as_child(act) == 0
+    assert ran == []
+    assert as_child(lambda: None) == 0
+    assert ran == ["before", "after"]
+    assert os.register_at_fork.__module__ == "posix"
 
 
 def test_one_that_fails_keeps_none_of_the_others_from_its_turn(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import contextvars
 import functools
 import inspect
 import os
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +23,7 @@ from .types import JsonObject
 from .utils.arguments import shown, whole_number
 from .utils.config import StorageConfig
 from .utils.embeddings import EmbeddingFunction
-from .utils.forking import renew_in_child
+from .utils.forking import lock, renew_in_child
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -39,7 +38,7 @@ class _Threads:
 
     def __init__(self, most: int, name: str) -> None:
         self._most, self._name = whole_number("threads", most, error=ConfigurationError), name
-        self._closing = threading.Lock()
+        self._closing = lock()
         self.closed = False
         self.after_fork()
         renew_in_child(self)

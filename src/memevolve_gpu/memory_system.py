@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from .utils.arguments import (
 )
 from .utils.config import EmbeddingConfig, StorageConfig, is_milvus_uri
 from .utils.embeddings import EmbeddingFunction, embedder_from_config
+from .utils.forking import lock
 from .utils.report_types import StorageHealth
 from .utils.timestamps import now_text
 
@@ -269,9 +269,10 @@ class MemorySystem:
         management = SimpleManagementStrategy() if management is None else management
         self.memory_manager = MemoryManager(self.storage, management)
         self.operation_log: deque[Operation] = deque(maxlen=LOG_KEPT)
-        self._swapping = threading.RLock()
-        self._making_room = threading.RLock()
-        self._is_making_room = False
+        self._swapping = lock()
+        self._making_room = lock()
+        self._makes_room = 0
+        """The process in which a call makes room."""
         self._room_for_memory_at = 0
 
     @classmethod
@@ -589,14 +590,14 @@ class MemorySystem:
 
     def _make_room(self, storage: StorageBackend, units: list[MemoryUnit]) -> None:
         with self._making_room:
-            if self._is_making_room:  # a handler or callback inside this call: the backend decides
+            if self._makes_room == os.getpid():  # a handler or callback inside this call: the backend decides
                 return
-            self._is_making_room = True
+            self._makes_room = os.getpid()
             try:
                 excess = self._excess_with(storage, units)
                 removed = self._free(storage, excess) if excess.units else None
             finally:
-                self._is_making_room = False
+                self._makes_room = 0
         if removed is not None:  # outside the lock: a callback may add units
             details = {"policy": self.config.prune_policy, "count": removed[0], "cause": excess.cause}
             self._note("auto_prune", details)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fault_vfs import faulty_disk
-from support import FakeBatchEmbedder
+from support import HANGS, FakeBatchEmbedder
 
 from memevolve_gpu import MemorySystem, StorageConfig, VectorStore
 from memevolve_gpu.errors import CorruptStoreError, DeviceError, EngineError, StorageError
@@ -217,7 +217,7 @@ class TestThreadThatCannotStart:
             refusing[0] = False
             store.search("word7", 1)  # nothing is written any more: a search starts it
             done = threading.Event()
-            for _ in range(600):
+            for _ in range(20 * HANGS):
                 if store.statistics()["maintenance"]["rounds"]:
                     break
                 done.wait(0.05)
@@ -240,10 +240,10 @@ class TestThreadThatCannotStart:
 
             monkeypatch.setattr(store._open.maintenance, "run_if_due", failing_once)
             store.store_batch(units(0, 100))
-            assert seen.wait(30)
+            assert seen.wait(HANGS)
             for start in range(100, 700, 100):
                 store.store_batch(units(start, start + 100))
-            for _ in range(600):
+            for _ in range(20 * HANGS):
                 if rounds[0] > 1:
                     break
                 seen.clear()

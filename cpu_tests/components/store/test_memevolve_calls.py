@@ -115,11 +115,11 @@ def test_each_call_that_memevolve_makes_on_a_store(tmp_path: Path) -> None:
 class TestLists:
     """Too many or too few vectors in each list are said, whatever bounds the number of lists."""
 
-    def held(self, path: Path, count: int, **settings: Any) -> dict[str, Any]:
+    def held(self, path: Path, count: int, step: int = 1500, **settings: Any) -> dict[str, Any]:
         rng = np.random.default_rng(7)
         with store_at(path, index_type="ivf", **settings) as store:
-            for start in range(0, count, 1500):
-                rows = range(start, min(count, start + 1500))
+            for start in range(0, count, step):
+                rows = range(start, min(count, start + step))
                 given = rng.standard_normal((len(rows), DIM)).astype(np.float32)
                 store.store_batch([{"id": f"u{row}", "content": "x"} for row in rows], given)
                 store.run_maintenance()
@@ -140,8 +140,9 @@ class TestLists:
         assert health["performance_status"] == "INEFFICIENT"
         assert any("MEMEVOLVE_STORAGE_NLIST_MIN=200" in one for one in health["recommendations"])
 
-    def test_lists_by_the_rule_need_no_word(self, tmp_path: Path) -> None:
-        health = self.held(tmp_path, 1500)
+    @pytest.mark.parametrize("count", [1500, 30_000])  # of the larger, 256 lists of 117 vectors are what is planned
+    def test_lists_by_the_rule_need_no_word(self, tmp_path: Path, count: int) -> None:
+        health = self.held(tmp_path, count, step=count)
         assert (health["performance_status"], health["recommendations"]) == ("OPTIMAL", [])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ from memevolve_gpu import (
     StorageError,
     VectorStore,
 )
+from memevolve_gpu.index.faiss_support import load_faiss
+from memevolve_gpu.live import Maintenance
+from memevolve_gpu.live.worker import SearchYield
+from memevolve_gpu.records.schema import STATS_KEY
 
 DIM = 24
 INDEX_TYPES = ["flat", "ivf", "hnsw", "auto"]
@@ -496,6 +501,71 @@ class TestRecall:
             truth = store.search_vectors(asked[200:], 10, recall=1.0)[0]
             assert (found <= truth[:, -1:] * (1 + 1e-5)).mean() >= target - 0.01
         assert (store.statistics()["probed_recall"] or 0) >= 0.93
+
+    @pytest.mark.parametrize("damaged", [None, b"{", b"[]", b'{"generation": 1, "stats": 7}'])
+    def test_a_calibration_on_what_is_asked_survives_without_another_snapshot(
+        self, make: Make, damaged: bytes | None
+    ) -> None:
+        store = make(index_type="ivf")
+        store.store_batch(units(2500), np.random.default_rng(SEED).standard_normal((2500, DIM)))
+        store.run_maintenance()
+        store.search_vectors(np.random.default_rng(1).standard_normal((300, DIM)), 5)
+        assert "calibrated on real queries" in store.run_maintenance()["actions"]
+        calibrated, session = store._open.live.view.stats, store._open
+        if damaged is not None:
+            with session.records.write() as tx:
+                tx.set_meta(STATS_KEY, damaged)
+        store.close()
+        again = make(index_type="ivf")
+        assert again.index.kind == "ivf"
+        if damaged is None:
+            assert again._open.live.view.stats == replace(calibrated, probed=None)
+        assert ("calibrated on real queries" in again.run_maintenance()["actions"]) is (damaged is not None)
+
+    def test_a_store_that_is_closed_does_not_finish_its_calibration(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make(index_type="ivf")
+        store.store_batch(units(2500), np.random.default_rng(SEED).standard_normal((2500, DIM)))
+        store.run_maintenance()
+        store.search_vectors(np.random.default_rng(1).standard_normal((300, DIM)), 5)
+        session, steps = store._open, list[int]()
+        pause = SearchYield.__call__
+
+        def step(self: SearchYield) -> None:
+            steps.append(1)
+            session.maintenance.closing = True
+            pause(self)
+
+        monkeypatch.setattr(SearchYield, "__call__", step)
+        report = store.run_maintenance()
+        assert len(steps) == 1
+        assert report["actions"] == []
+        monkeypatch.undo()
+        session.maintenance.closing = False
+        assert "calibrated on real queries" in store.run_maintenance()["actions"]
+
+    def test_the_background_leaves_threads_of_the_engine_to_searches(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        faiss, seen, done = load_faiss(), list[int](), threading.Event()
+        before = faiss.omp_get_max_threads()
+        try:
+            faiss.omp_set_num_threads(4)
+            monkeypatch.setattr("memevolve_gpu.live.worker._lower_priority", lambda: faiss.omp_set_num_threads(4))
+            store, run = make(background=True), Maintenance.run_if_due
+
+            def watched(self: Maintenance) -> float | None:
+                seen.append(faiss.omp_get_max_threads())
+                done.set()
+                return run(self)
+
+            monkeypatch.setattr(Maintenance, "run_if_due", watched)
+            store._open.wake()
+            assert done.wait(30)
+            assert (seen[0], faiss.omp_get_max_threads()) == (2, 4)
+        finally:
+            faiss.omp_set_num_threads(before)
 
     def test_the_sample_of_queries_survives_and_can_be_switched_off(self, make: Make) -> None:
         store = make(index_type="ivf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -203,3 +204,21 @@ def test_what_has_no_form_in_json_is_refused_before_it_is_embedded(tmp_path: Pat
             store.update("a", bad)
         assert asked == []
         assert store.count() == 1
+
+
+def test_a_batch_keeps_no_copies_of_its_units(tmp_path: Path) -> None:
+    units = [{"content": f"kept once {n}", "tags": ["a"], "metadata": {"deep": [n]}} for n in range(500)]
+    known: list[int] = []
+
+    class Counting(FakeEmbedder):
+        def embed_batch(self, texts: Any) -> Any:
+            dicts = (one for one in gc.get_objects() if type(one) is dict)
+            known.append(sum(str(one.get("content")).startswith("kept once") for one in dicts))
+            return np.stack([self(text) for text in texts])
+
+    config = StorageConfig(background=False, index_type="flat")
+    with VectorStore(tmp_path / "store", Counting(DIM), storage_config=config) as store:
+        ids = store.store_batch(units)
+        assert known
+        assert max(known) < 1.1 * len(units)
+        assert store.retrieve(ids[7])["tags"] == ["a"]  # type: ignore[index]

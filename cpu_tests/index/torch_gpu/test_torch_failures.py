@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from index.torch_gpu.conftest import CARD
 from oracle import check_answer, nearest, recall, rows_of
-from support import as_child, each
+from support import HANGS, as_child, each
 from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
 
 from memevolve_gpu.errors import DeviceError, EngineError
@@ -294,11 +294,11 @@ def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monke
     def hanging() -> None:
         with device_lock(CARD):
             hangs.set()
-            go_on.wait(60)
+            go_on.wait(HANGS)
 
     thread = threading.Thread(target=hanging)
     thread.start()
-    hangs.wait(60)
+    hangs.wait(HANGS)
     try:
         assert_right(index, queries, vectors)
         assert what_happened(index) == [("device-error", "cpu")]
@@ -349,6 +349,7 @@ def build():
         with begun_build():
             while True:
                 with device_lock("cuda:0"):
+                    begun[0].set()
                     time.sleep(0.3)
     except EngineError as error:
         over.append(error)
@@ -356,13 +357,17 @@ def build():
 def search():
     while True:
         with device_lock("cuda:1"):
+            begun[1].set()
             time.sleep(0.01)
+        time.sleep(0.001)  # or the end of the process might never get the lock
 
+begun = threading.Event(), threading.Event()
 for work in (build, search):
     threading.Thread(target=work, daemon=True).start()
-time.sleep(0.1)
+for one in begun:
+    one.wait()
 """
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     assert (found.returncode, found.stdout) == (0, "over True\n"), found.stderr
 
 
@@ -373,7 +378,7 @@ def test_other_bodies_are_searched_while_one_is_built(card: Account, monkeypatch
     def blocks(table: Any, first: int = 0) -> Iterator[Any]:
         for block in real(table, first):
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(assert_right, index, queries, vectors).result(timeout=60)
+                pool.submit(assert_right, index, queries, vectors).result(timeout=HANGS)
             searched.append(1)
             yield block
 

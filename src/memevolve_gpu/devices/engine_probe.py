@@ -9,12 +9,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
-import threading
 from collections.abc import Sequence
 from typing import Literal
 
 from ..types import FAISS_FOR_GPUS
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock
 from .subprocess_query import Answer, run_subprocess
 
 ENGINES: tuple[Literal["torch", "faiss"], ...] = ("torch", "faiss")
@@ -81,11 +80,7 @@ class _Known:
 
     def __init__(self) -> None:
         self.answers: dict[tuple[str, int], str] = {}
-        self.after_fork()
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = lock()
 
 
 _known = _Known()

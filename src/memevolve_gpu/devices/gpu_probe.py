@@ -15,13 +15,12 @@ import importlib.util
 import re
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock
 from .subprocess_query import Answer, run_subprocess
 
 _NVML_QUERY = """
@@ -202,11 +201,7 @@ class Prober:
         self._signs = signs
         self._found: GpuList | None = None
         self._at = 0.0
-        self.after_fork()
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = lock()
 
     def look(self, max_age: float = float("inf")) -> GpuList:
         """The GPUs, as they were at most ``max_age`` seconds ago. Raises nothing; takes ``timeout`` at the worst.

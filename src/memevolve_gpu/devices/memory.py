@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Literal, NamedTuple, Protocol
 
 from ..types import JsonObject
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 from .gpu_probe import Gpu, natural
 
 _Source = Literal["cgroup2", "cgroup1", "meminfo", "sysconf", "assumed"]
@@ -231,7 +231,7 @@ class Holdings:
         """Whether this process uses CUDA. From then on its context exists, and reading free memory is cheap."""
         self.forked = False
         """Whether this process was forked from one that does; CUDA cannot be used in it."""
-        self._lock = threading.RLock()
+        self._lock = lock()
         renew_in_child(self)
 
     def add(self, holder: Holder, device: str) -> None:
@@ -259,7 +259,6 @@ class Holdings:
 
     def after_fork(self) -> None:
         """In a forked child nothing on a device is ours."""
-        self._lock = threading.RLock()
         self.forked |= self.active
         self.active = False
         self._holders = weakref.WeakKeyDictionary()

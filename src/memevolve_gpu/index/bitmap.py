@@ -69,11 +69,6 @@ class RowFilter:
         packed = self.packed
         return _holding(faiss.IDSelectorBitmap(self.n, faiss.swig_ptr(packed)), packed)
 
-    def listing(self, faiss: ModuleType) -> FaissObject:
-        """A selector whose rows faiss visits one after another."""
-        positions = self.positions
-        return _holding(faiss.IDSelectorArray(self.count, faiss.swig_ptr(positions)), positions)
-
 
 class RowList(RowFilter):
     """A filter that allows few of the n rows: it holds their positions, and makes the mask only when it is needed.

@@ -117,8 +117,13 @@ def _scan(
     distances, positions = out
     faiss = load_faiss()
     ptr = faiss.swig_ptr
-    selector = faiss.IDSelectorAll() if row_filter is None else row_filter.listing(faiss)
     (n, dim), (nq, k) = vectors.shape, distances.shape
+    if row_filter is not None:  # a list of rows that all queries share
+        rows, count = row_filter.positions, row_filter.count
+        rank = faiss.knn_L2sqr_by_idx if metric == "l2" else faiss.knn_inner_products_by_idx
+        rank(ptr(queries), ptr(vectors), ptr(rows), dim, nq, n, count, k, ptr(distances), ptr(positions), 0)
+        return
+    selector = faiss.IDSelectorAll()
     if metric == "l2":
         faiss.knn_L2sqr(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), None, selector)
     else:

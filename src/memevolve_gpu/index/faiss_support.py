@@ -10,14 +10,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
 from ..errors import EngineError, first_line
 from ..types import FAISS_FOR_GPUS
-from ..utils.forking import call_in_child
+from ..utils.forking import call_in_child, lock
 
 _DISTRIBUTIONS = ("faiss", "faiss-cpu", *FAISS_FOR_GPUS)
 _NEEDED = (
@@ -43,7 +42,7 @@ _NEEDED = (
 )
 _INSTALL = "pip install 'memevolve-gpu[cpu]' (or the extra 'gpu' on a CUDA machine)"
 
-_lock = threading.Lock()
+_lock = lock()
 _module: ModuleType | None = None
 
 
@@ -94,6 +93,12 @@ def after_fork() -> None:
     """Limit faiss to one thread in a forked child: the parent's OpenMP pool does not exist there and would hang."""
     if _module is not None:
         _module.omp_set_num_threads(1)
+
+
+def leave_half() -> None:
+    """Have faiss use half of its threads, at least one, for later calls of this thread; the rest is for others."""
+    faiss = load_faiss()
+    faiss.omp_set_num_threads(max(1, faiss.omp_get_max_threads() // 2))
 
 
 @contextmanager

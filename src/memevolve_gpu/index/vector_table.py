@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EngineError
+from ..errors import EngineError, StorageFullError
 from ..types import AnyArray, FloatArray, IntArray, Metric
+from ..utils.forking import lock
 from .bitmap import RowFilter
 from .exact_scan import distances_by_row, exact_scan, rerank_rows, scan_many
 from .spill import FIRST_ROW, Descriptor, Spill
@@ -47,7 +48,7 @@ class _Growable(np.ndarray[Any, Any]):
     """An allocation, of which the first ``used`` rows belong to views."""
 
     used: int
-    lock: threading.Lock
+    lock: threading.RLock
     copied: tuple[weakref.ref[AnyArray], int] | None = None
     """The allocation whose first rows were copied here, and how many of them."""
     from_file: int = 0
@@ -85,9 +86,25 @@ def growable(
     return _first(_allocation((capacity, *shape[1:]), dtype, rows, None, folder), rows)
 
 
-def growable_like(array: npt.NDArray[Scalar], rows: int, reserved: int | None = None) -> npt.NDArray[Scalar]:
-    """:func:`growable` for ``rows`` rows like those of ``array``, in the folder of its spill."""
-    return growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array), reserved)
+def growable_like(
+    array: npt.NDArray[Scalar], rows: int, reserved: int | None = None, *, most: float = math.inf
+) -> npt.NDArray[Scalar]:
+    """:func:`growable` for ``rows`` rows like those of ``array``, in the folder of its spill.
+
+    Raises:
+        StorageFullError: they would take more than ``most`` bytes of memory.
+    """
+    return _within(growable((rows, *array.shape[1:]), array.dtype.type, spill_folder(array), reserved), most)
+
+
+def _within(made: npt.NDArray[Scalar], most: float) -> npt.NDArray[Scalar]:
+    """``made``, of which no row is written yet, where it takes at most so many bytes of memory."""
+    if (held := in_memory(made)) > most:
+        raise StorageFullError(
+            f"the disk has no room for the vectors of {len(made)} units, which would take {held >> 20} MB of memory; "
+            "make room on the disk or raise MEMEVOLVE_STORAGE_MAX_MEMORY_MB"
+        )
+    return made
 
 
 def spill_folder(array: AnyArray) -> Path | None:
@@ -147,7 +164,7 @@ def _allocation(
     spill: Spill | None = None,
 ) -> _Growable:
     buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region)
-    buffer.used, buffer.lock, buffer.folder, buffer.spill = used, threading.Lock(), folder, spill
+    buffer.used, buffer.lock, buffer.folder, buffer.spill = used, lock(), folder, spill
     return buffer
 
 
@@ -171,10 +188,15 @@ def grown(array: npt.NDArray[Scalar], more: AnyArray) -> npt.NDArray[Scalar]:
     return longer
 
 
-def lengthened(array: npt.NDArray[Scalar], by: int, reserved: int | None = None) -> npt.NDArray[Scalar]:
+def lengthened(
+    array: npt.NDArray[Scalar], by: int, reserved: int | None = None, *, most: float = math.inf
+) -> npt.NDArray[Scalar]:
     """``array`` and ``by`` more rows, not initialised, which only the caller may write; as :func:`grown`.
 
     reserved: how many of the new rows may be written at once, None for all; the others after :func:`reserve_rows`.
+
+    Raises:
+        StorageFullError: a copy is needed that would take more than ``most`` bytes of memory.
     """
     n, total = len(array), len(array) + by
     ready = total if reserved is None else n + reserved
@@ -182,7 +204,7 @@ def lengthened(array: npt.NDArray[Scalar], by: int, reserved: int | None = None)
     if buffer is not None and _taken(buffer, n, total, ready):
         return _first(buffer, total)
     remapped = None if buffer is None else _mapped_again(buffer, n, total, ready)
-    longer = growable_like(array, total, ready) if remapped is None else remapped
+    longer = growable_like(array, total, ready, most=most) if remapped is None else remapped
     kept = 0 if remapped is None else _owner(longer).from_file
     copy_rows(array[kept:], longer[kept:])
     _owner(longer).copied = (weakref.ref(_owner(array)), n)
@@ -215,10 +237,13 @@ def reserve_rows(array: AnyArray, low: int, high: int) -> bool:
     return buffer is None or buffer.spill is None or buffer.spill.reserve(low * width, high * width)
 
 
-def without_spill(array: npt.NDArray[Scalar], rows: int, base: AnyArray) -> npt.NDArray[Scalar]:
+def without_spill(array: npt.NDArray[Scalar], rows: int, base: AnyArray, most: float = math.inf) -> npt.NDArray[Scalar]:
     """``array`` with the first ``rows`` rows copied to memory, those of a file excepted, and space for the others.
 
     base: the array that was :func:`lengthened`; its rows come first.
+
+    Raises:
+        StorageFullError: that would take more than ``most`` bytes of memory.
     """
     buffer, longer = _owner(array), None
     if buffer.source is not None:
@@ -227,7 +252,7 @@ def without_spill(array: npt.NDArray[Scalar], rows: int, base: AnyArray) -> npt.
             longer = mapped(source.file, offset, (first, *array.shape[1:]), array.dtype.type, None, len(array))
             longer = lengthened(longer, len(array) - first)
     kept = 0 if longer is None else buffer.from_file
-    longer = growable(array.shape, array.dtype.type) if longer is None else longer
+    longer = _within(growable(array.shape, array.dtype.type) if longer is None else longer, most)
     copy_rows(array[kept:rows], longer[kept:])
     _owner(longer).folder, _owner(longer).copied = buffer.folder, (weakref.ref(_owner(base)), len(base))
     return longer

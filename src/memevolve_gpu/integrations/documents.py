@@ -10,7 +10,6 @@ import asyncio
 import functools
 import os
 import re
-import threading
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timezone
 from typing import Any, ParamSpec, TypeVar
@@ -18,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from ..components.store import VectorStore
 from ..components.store.base import StorageBackend
 from ..types import Filters, Json, JsonObject, MemoryUnit, Vectors
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock
 from ..utils.timestamps import moment_of
 
 NOTHING: JsonObject = {"or": []}
@@ -38,12 +37,7 @@ class LazyStore:
     ) -> None:
         self._place, self._config = (index_file, dim, metric), dict(config or {})
         self._opened: VectorStore | None = None
-        self.after_fork()
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        """A new lock: another thread may have held the old one."""
-        self.lock = threading.RLock()
+        self.lock = lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LazyStore, (*self._place, self._config)

@@ -7,7 +7,6 @@ of maintenance and in reports.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from ..planner.device_plan import DeviceState, EngineSetting, kept_bytes, scratc
 from ..planner.routing import SideTimings, measured_sides, seconds_of
 from ..types import FloatArray, IndexPlan, SearchParams
 from ..utils.backoff import Backoff
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 from ..utils.report_types import DeviceReport
 from .view import View
 
@@ -110,12 +109,11 @@ class DeviceManager:
         self._active_issues: dict[str, str] = {}
         """Why the device is not used at present, by cause. Each is reported when it appears, and again only after it
         has gone."""
-        self._lock = threading.RLock()
+        self._lock = lock()
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """In a forked child: a new lock, and a new look at the device."""
-        self._lock = threading.RLock()
+        """In a forked child: a new look at the device."""
         self._unseen |= self._budget is not None
 
     @property

@@ -8,261 +8,46 @@ first names the path, and read again for the rows that the log names. Conditions
 from __future__ import annotations
 
 import json
-import threading
-from bisect import bisect_left, bisect_right
+import pathlib
+import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import CorruptStoreError
-from ..records.filters import (
-    RANGES,
-    Condition,
-    Every,
-    Filter,
-    Instant,
-    Node,
-    Not,
-    composed,
-    conditions_of,
-    doubled,
-    element_test,
-    kind_of,
-)
+from ..records.filters import Condition, Every, Filter, Node, Not, conditions_of
 from ..records.records import Records
 from ..records.schema import FIELDS_KEY
 from ..types import AnyArray, IntArray, Json
-from ..utils.forking import lazy
+from ..utils.drafts import draft_of
+from ..utils.forking import lazy, lock
 from ..utils.lru import LruCache
-from ..utils.timestamps import micros_of
+from .column_file import ColumnFile, SavedColumn, open_columns, write_columns
+from .field_values import BoolArray, FieldReader, FieldValues, values_of
 
-BoolArray = npt.NDArray[np.bool_]
 Path = tuple[str, ...]
 
 MOST_COLUMNS = 24
 MOST_FORESEEN, SAMPLED, DEPTH = 12, 64, 3
 """Fields that are read before a filter names them; units that say which there are, and how deep their fields lie."""
 
+FORESEEN_FROM, FORESEEN_GROWTH = 4_096, 1.25
+"""Units from which fields are read, and saved, although no filter has named any; growth after which they are read
+again. The fields of fewer units are read in a few milliseconds."""
+
+PAGE_SLOTS, PASS_VALUES = 2_048, 1_200_000
+"""Slots of one page of that reading; values of one pass, which are in memory before they become a column."""
+
 BYTES_PER_ROW, LEAST_BYTES = 100, 1 << 20
 """Columns are dropped, the least recently used first, while all together need more bytes than this."""
 
 _FRESH_SHARE, _FRESH_ROWS = 0.05, 2_000
 """Rows that changed since a column was read are kept beside it until they are more than this."""
-
-_NO_MOMENT = np.iinfo(np.int64).min
-_EXACT = 2.0**53
-
-
-class _Texts(Sequence[str]):
-    """Distinct texts, given in ascending order, in one block of memory."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        raw = [text.encode() for text in texts]
-        self._data = b"".join(raw)
-        self._ends = np.cumsum([0, *map(len, raw)])
-        self.composed = self._data.isascii() or all(composed(text) == text for text in self)
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, at: Any) -> Any:
-        return self._data[self._ends[at] : self._ends[at + 1]].decode()
-
-    @property
-    def nbytes(self) -> int:
-        return len(self._data) + self._ends.nbytes
-
-
-class FieldValues:
-    """The values of n rows, by kind; an element of a list counts as a value of its row."""
-
-    def __init__(self, values: Sequence[Json]) -> None:
-        """``values`` are those of JSON, NaN where a row has none."""
-        self.n = len(values)
-        self.missing = np.zeros(self.n, dtype=np.bool_)
-        self.null = np.zeros(self.n, dtype=np.bool_)
-        self.sizes: tuple[IntArray, IntArray] = (_ints([]), _ints([]))
-        at: dict[str, list[int]] = {kind: [] for kind in ("number", "text", "null", "true", "false")}
-        held: dict[str, list[Json]] = {kind: [] for kind in at}
-        self._split(values, at, held)
-        self.at = {kind: np.asarray(found, dtype=np.int32) for kind, found in at.items()}
-        self.numbers = np.array([float(doubled(one)) for one in held["number"]])
-        big = np.abs(self.numbers) >= _EXACT
-        self.big = [(at["number"][i], held["number"][i]) for i in np.flatnonzero(big).tolist()]
-        self.at["number"], self.numbers = self.at["number"][~big], self.numbers[~big]
-        distinct = sorted(set(held["text"]))
-        self.texts = _Texts(distinct)
-        codes = dict(zip(distinct, range(len(distinct)), strict=True))
-        self.codes = np.fromiter((codes[text] for text in held["text"]), dtype=np.int32, count=len(held["text"]))
-        self._micros: IntArray | None = None
-
-    def _split(self, values: Sequence[Json], at: dict[str, list[int]], held: dict[str, list[Json]]) -> None:
-        kinds = {float: "number", int: "number", str: "text"}
-        sized: list[tuple[int, int]] = []
-        for row, value in enumerate(values):
-            kind = kinds.get(type(value))
-            if kind is None:
-                if isinstance(value, list):
-                    sized.append((row, len(value)))
-                elif value is None:
-                    self.null[row] = True
-                for element in value if isinstance(value, list) else (value,):
-                    name = kind_of(element)
-                    if name in at:
-                        at[name].append(row)
-                        held[name].append(element)
-            elif value != value:  # noqa: PLR0124 - NaN
-                self.missing[row] = True
-            else:
-                at[kind].append(row)
-                held[kind].append(value)
-        self.sizes = _ints([row for row, _ in sized]), _ints([size for _, size in sized])
-
-    @property
-    def has_moments(self) -> bool:
-        """Whether a filter asked for moments."""
-        return self._micros is not None
-
-    @property
-    def nbytes(self) -> int:
-        arrays = [self.missing, self.null, *self.sizes, *self.at.values(), self.numbers, self.codes]
-        more = 0 if self._micros is None else self._micros.nbytes
-        return sum(one.nbytes for one in arrays) + self.texts.nbytes + more + 64 * len(self.big)
-
-    def mask(self, one: Condition) -> BoolArray:
-        """The rows that meet the condition."""
-        if one.op == "exists":
-            return ~self.missing if one.values[0] else self.missing
-        if one.op == "is_null":
-            empty: BoolArray = self.missing | self.null
-            return empty if one.values[0] else ~empty
-        found = np.zeros(self.n, dtype=np.bool_)
-        if one.op == "size":
-            rows, sizes = self.sizes
-            found[rows[(sizes >= one.values[0]) & (sizes <= one.values[1])]] = True
-        elif one.op == "in":
-            self._mark_equal(one, found)
-        elif one.op == "contains":
-            self._mark_contains(one, found)
-        elif one.op in RANGES and not isinstance(one.values[0], (str, Instant)):
-            compare, bound = RANGES[one.op], one.values[0]
-            found[self.at["number"][self._in_range(compare, bound)]] = True
-            test = element_test(one, False)
-            found[[row for row, value in self.big if test(value)]] = True
-        else:
-            found[self.at["text"][self._texts_that(one)[self.codes]]] = True
-        return found
-
-    def order_keys(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """What sorts the rows: the kind of the value (0 null or missing, 1 false, 2 true, 3 number, 4 text, 5 list or
-        object), int64 (n,), and the number, or the place of the text among the texts, float64 (n,).
-        """
-        kinds = np.where(self.missing | self.null, 0, 5)
-        values = np.zeros(self.n)
-        for kind, name in enumerate(("false", "true", "number", "text"), start=1):
-            kinds[self.at[name]] = kind
-        values[self.at["number"]] = self.numbers
-        values[self.at["text"]] = self.codes
-        for row, number in self.big:
-            kinds[row], values[row] = 3, doubled(number)
-        kinds[self.sizes[0]], values[self.sizes[0]] = 5, 0.0
-        return kinds, values
-
-    def by_row(self, *, moments: bool) -> npt.NDArray[np.float64]:
-        """The number, or the Unix time of the text, of each row, float64 (n,); NaN where the value is no such one."""
-        found = np.full(self.n, np.nan)
-        if moments:
-            micros = self._moments()
-            known = micros[self.codes] != _NO_MOMENT
-            found[self.at["text"][known]] = micros[self.codes[known]] / 1e6
-        else:
-            found[self.at["number"]] = self.numbers
-            for row, number in self.big:
-                found[row] = doubled(number)
-        found[self.sizes[0]] = np.nan
-        return found
-
-    def counts(self, rows: BoolArray) -> dict[tuple[Json, ...], int]:
-        """How many of the rows have each value: (kind as in :meth:`order_keys`, value) to the number."""
-        found: dict[tuple[Json, ...], int] = {}
-        for kind, name in enumerate(("null", "false", "true")):
-            found[kind, 0] = len(np.unique(self.at[name][rows[self.at[name]]]))
-        numbers = np.concatenate([self.numbers, [float(doubled(value)) for _, value in self.big]])
-        numbered = np.concatenate([self.at["number"], np.array([row for row, _ in self.big], dtype=np.int32)])
-        for kind, at, values in ((3, numbered, numbers), (4, self.at["text"], self.codes)):
-            inside = rows[at]
-            pairs = np.unique(np.stack([at[inside].astype(float), values[inside].astype(float)]), axis=1)
-            each, many = np.unique(pairs[1], return_counts=True)
-            names = each.tolist() if kind == 3 else [self.texts[int(code)] for code in each]
-            found.update({(kind, name): count for name, count in zip(names, many.tolist(), strict=True)})
-        return {key: count for key, count in found.items() if count}
-
-    def _in_range(self, compare: Callable[[Json, Json], Json], bound: float) -> BoolArray:
-        if isinstance(bound, int) and abs(bound) > _EXACT:  # as a double it might be another number
-            bound = np.inf if bound > 0 else -np.inf
-        inside: BoolArray = compare(self.numbers, bound)
-        return inside
-
-    def _mark_equal(self, one: Condition, found: BoolArray) -> None:
-        kinds: dict[str, list[Json]] = {}
-        for value in one.values:
-            kinds.setdefault(kind_of(value), []).append(value)
-        for kind in kinds.keys() & {"null", "true", "false"}:
-            found[self.at[kind]] = True
-        small = [value for value in kinds.get("number", ()) if abs(value) < _EXACT]
-        if small:
-            equal = self.numbers == small[0] if len(small) == 1 else np.isin(self.numbers, np.array(small, dtype=float))
-            found[self.at["number"][equal]] = True
-        if len(small) < len(kinds.get("number", ())):
-            test = element_test(one, False)
-            found[[row for row, value in self.big if test(value)]] = True
-        if "text" in kinds or "instant" in kinds:
-            found[self.at["text"][self._texts_that(one)[self.codes]]] = True
-
-    def _mark_contains(self, one: Condition, found: BoolArray) -> None:
-        self._mark_equal(Condition(one.path, "in", one.values, one.nfc), found)
-        lists = np.zeros(self.n, dtype=np.bool_)
-        lists[self.sizes[0]] = True
-        found &= lists
-        if isinstance(one.values[0], str):
-            held = self.at["text"][self._texts_that(one)[self.codes]]
-            found[held[~lists[held]]] = True
-
-    def _texts_that(self, one: Condition) -> BoolArray:
-        """The texts that meet a condition, as single values."""
-        first = one.values[0]
-        found = np.zeros(len(self.texts), dtype=np.bool_)
-        if one.op in RANGES and isinstance(first, Instant):
-            micros = self._moments()
-            found = RANGES[one.op](micros, first.micros) & (micros != _NO_MOMENT)
-        elif one.op in RANGES and (self.texts.composed or not one.nfc):
-            low, high = bisect_left(self.texts, first), bisect_right(self.texts, first)
-            starts, ends = {"gt": (high, None), "gte": (low, None), "lt": (0, low), "lte": (0, high)}[one.op]
-            found[starts:ends] = True
-        elif one.op == "in" and (self.texts.composed or not one.nfc):
-            for value in one.values:
-                if isinstance(value, Instant):
-                    found |= self._moments() == value.micros
-                elif isinstance(value, str):
-                    at = bisect_left(self.texts, value)
-                    if at < len(found) and self.texts[at] == value:
-                        found[at] = True
-        else:
-            test = element_test(one, False)
-            found = np.fromiter(map(test, self.texts), dtype=np.bool_, count=len(self.texts))
-        return found
-
-    def _moments(self) -> IntArray:
-        """The texts as microseconds, computed when a filter first asks for moments."""
-        if self._micros is None:
-            moments = (micros_of(text) for text in self.texts)
-            self._micros = np.array([_NO_MOMENT if one is None else one for one in moments], dtype=np.int64)
-        return self._micros
 
 
 @dataclass
@@ -293,7 +78,7 @@ class _Column:
         found[: self.read.n] = of(self.read)
         if self.fresh:
             if self.fresh_values is None:
-                self.fresh_values = FieldValues(list(self.fresh.values()))
+                self.fresh_values = values_of(list(self.fresh.values()))
             found[np.fromiter(self.fresh, dtype=np.int64, count=len(self.fresh))] = of(self.fresh_values)
 
 
@@ -312,43 +97,63 @@ class FieldColumns:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._busy = False
-        self._seq = -1
-        self._slots = _ints([])
         self._columns: LruCache[Path, _Column | None] = LruCache(MOST_COLUMNS)
         self.wants_foresight = False
         """A filter had to read a field, so filters may soon name others."""
-        self._foresaw = False
-        self._named: dict[Path, None] = {}
+        self._unsaved = False
+        """Columns in memory are about to be moved into the file."""
+        self._epoch = 0
+        """Grows when all columns are forgotten."""
+        self.clear()
 
     @lazy
-    def saved(self) -> dict[Path, bool]:
-        """The fields that filters named in this process or before it, as they were last kept; True: they hold moments.
+    def _kept(self) -> tuple[dict[Path, bool], str]:
+        """What the records keep: the fields that filters named, and the token of the file of columns.
 
         Read at the first use: a forked child makes new columns for stores that are closed, too.
         """
         try:
-            held = json.loads(self._records.get_meta_text(FIELDS_KEY) or "[]")
-            return {tuple(str(part) for part in path): bool(moments) for path, moments in held}
-        except (ValueError, TypeError, RecursionError, CorruptStoreError):  # damaged: they are only a hint
-            return {}
+            return _read_kept(self._records.get_meta(FIELDS_KEY))
+        except CorruptStoreError:  # it is only a hint
+            return {}, ""
+
+    @property
+    def saved(self) -> dict[Path, bool]:
+        """The fields that filters named here or in a process before, as last kept; True: they hold moments."""
+        return self._kept[0]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory in use."""
-        return self._slots.nbytes + sum(one.nbytes for one in self._columns.values() if one is not None)
+        """Bytes of memory that cannot be dropped."""
+        own = 0 if self._file is not None and self._slots is self._file.slots else self._slots.nbytes
+        return own + sum(one.nbytes for one in self._columns.values() if one is not None)
 
     def holds(self, paths: Iterable[Path]) -> bool:
-        """Are these fields in memory, or known to be too long?"""
-        return all(path in self._columns for path in paths)
+        """Are these fields in memory or in the file, or known to be too long?"""
+        return all(path in self._columns or (self._file is not None and path in self._file.paths) for path in paths)
+
+    def needs_foresight(self, count: int, growth: float) -> bool:
+        """Whether fields should be read before filters name them; count: the units of the store; growth: since they
+        were read.
+        """
+        return self.wants_foresight or count >= max(FORESEEN_FROM, growth * self._foreseen)
 
     def clear(self) -> None:
         """Forget every column, and which fields filters named since they were last kept."""
         with self._lock:
-            self._seq = -1
-            self._columns.clear()
+            self._seq, self._slots, self._foreseen = -1, _ints([]), 0
+            self._forget_columns()
             self.forget_named()
+
+    def _forget_columns(self) -> None:
+        self._columns.clear()
+        self._file: ColumnFile | None = None
+        self._beside = _ints([])
+        """Slots that were added or changed since the file was written, ascending."""
+        self._foresaw = False
+        self._epoch += 1
 
     def matching(self, filters: Filter, log: Log) -> IntArray:
         """Slots that match, int64 ascending, as of the watermark or later; some may be of deleted units."""
@@ -370,17 +175,16 @@ class FieldColumns:
     def whole(self, path: Path, slots: IntArray, log: Log) -> tuple[IntArray, FieldValues]:
         """Slots, those given among them, and the values of the field in each."""
         with self._turn(log) as mine:
-            if mine and path in self._columns and (column := self._columns.get(path)) is not None and column.fresh:
-                self._columns.drop(path)
             column = self._column(path) if mine else None
+            if column is not None and column.fresh:
+                column = self._columns.put(path, self._made(path, self._slots))
             if column is not None:
                 return self._slots, column.read
         return slots, self._read(path, slots)
 
     def _read(self, path: Path, slots: IntArray) -> FieldValues:
-        found = self._records.field_values(path, slots)
-        held = dict(zip(found[0].tolist(), found[1], strict=True))
-        return FieldValues([held.get(slot, np.nan) for slot in slots.tolist()])
+        found, (values,) = self._records.field_values([path], slots)
+        return values_of(_in_order_of(slots, found, values))
 
     @contextmanager
     def _turn(self, log: Log) -> Iterator[bool]:
@@ -401,28 +205,49 @@ class FieldColumns:
         watermark, live_slots, changed = log
         if self._seq >= watermark:
             return
+        if self._seq < 0:
+            self._open_file(watermark)
         slots = changed(self._seq) if self._seq >= 0 else None
+        if slots is None and self._file is not None:
+            slots = self._records.changed_slots(self._seq)
         if slots is None or len(slots) > max(_FRESH_ROWS, len(self._slots) // 4):
-            self._columns.clear()
-            self._slots, self._foresaw = live_slots(), False
+            self._forget_columns()
+            self._slots = live_slots()
         elif len(slots):
             last = self._slots[-1] if len(self._slots) else -1
             self._slots = np.concatenate([self._slots, slots[slots > last]])
-            for path in self._columns:
-                self._freshen(path, slots)
+            self._freshen(list(self._columns), slots)
+            self._beside = np.union1d(self._beside, slots)
         self._seq = watermark
 
-    def _freshen(self, path: Path, slots: IntArray) -> None:
-        column = self._columns.get(path)
-        if column is None:
+    def _open_file(self, watermark: int) -> None:
+        """Continue with the columns that were saved, if they are those of these records."""
+        token = self._kept[1]
+        file = open_columns(self._records.columns_path, token) if token else None
+        if file is not None and file.seq <= watermark:
+            self._file, self._seq, self._slots = file, file.seq, file.slots
+
+    def _freshen(self, paths: Iterable[Path], slots: IntArray) -> None:
+        """Read the values of these slots again, for columns that exist; one with too many of such rows is dropped."""
+        slots = self._slots[self._rows(slots)]
+        columns: dict[Path, _Column] = {}
+        for path in paths:
+            column = self._columns.peek(path)
+            if column is None:
+                continue
+            if len(column.fresh) + len(slots) > max(_FRESH_ROWS, _FRESH_SHARE * column.read.n):
+                self._columns.drop(path)
+            else:
+                columns[path] = column
+        if not columns:
             return
-        if len(column.fresh) + len(slots) > max(_FRESH_ROWS, _FRESH_SHARE * column.read.n):
-            self._columns.drop(path)
-            return
-        column.fresh.update(dict.fromkeys(self._rows(slots).tolist(), np.nan))
-        found = self._records.field_values(path, slots)
-        column.fresh.update(zip(self._rows(found[0]).tolist(), found[1], strict=True))
-        column.fresh_values = None
+        rows = self._rows(slots).tolist()
+        found, values = self._records.field_values(list(columns), slots)
+        known = self._rows(found).tolist()
+        for column, own in zip(columns.values(), values, strict=True):
+            column.fresh.update(dict.fromkeys(rows, np.nan))
+            column.fresh.update(zip(known, own, strict=True))
+            column.fresh_values = None
 
     def _rows(self, slots: IntArray) -> IntArray:
         """The rows of the slots that have one."""
@@ -441,66 +266,181 @@ class FieldColumns:
         self._named[path] = None
         if path in self._columns:
             return self._columns.get(path)
+        if self._load(path):
+            return self._columns.get(path)
         self.wants_foresight = not self._foresaw
         return self._columns.put(path, self._made(path, self._slots))
+
+    def _load(self, path: Path) -> bool:
+        """Whether the file had the column, which is in use now."""
+        taken = None if self._file is None else self._file.take(path)
+        if taken is None:
+            return False
+        self._columns.put(path, _Column(*taken))
+        if len(self._beside):
+            self._freshen([path], self._beside)
+        return path in self._columns
 
     def _made(self, path: Path, slots: IntArray) -> _Column | None:
         """The column of a field for these slots, as of now; None where its texts are long."""
         if not self._records.field_is_short(path):
             return None
-        found, values = self._records.field_values(path, None)
-        if not np.array_equal(found, slots):
-            held = dict(zip(found.tolist(), values, strict=True))
-            values = [held.get(slot, np.nan) for slot in slots.tolist()]
-        column = _Column(FieldValues(values), {})
+        found, (values,) = self._records.field_values([path])
+        column = _Column(values_of(_in_order_of(slots, found, values)), {})
         return column if column.nbytes <= self._most_bytes else None
 
-    def foresee(self, log: Callable[[], Log], recalled: Mapping[Path, bool]) -> None:
+    def foresee(
+        self,
+        log: Callable[[], Log],
+        recalled: Mapping[Path, bool],
+        pause: Callable[[], None] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Read the recalled and the usual short fields of the units before a filter names them; filters go on
-        meanwhile. recalled: True for fields that hold moments."""
-        self.wants_foresight, self._foresaw = False, True
-        with self._turn(log()) as mine:
-            paths = list(dict.fromkeys([*recalled, *self._usual_fields()])) if mine else []
-        for path in paths:
-            with self._turn(log()) as mine:
-                seq, slots = self._seq, self._slots
-                if not mine or path in self._columns or len(self._columns) >= MOST_COLUMNS:
-                    continue
-            column = self._made(path, slots)
-            if column is not None and recalled.get(path):
-                column.read.by_row(moments=True)  # converts them now
-            if column is not None and self.nbytes + column.nbytes > self._most_bytes:
-                continue
-            now = log()
-            with self._turn(now) as mine:
-                changed = now.changed(seq) if mine else None
-                if changed is None or path in self._columns or not np.array_equal(self._slots[: len(slots)], slots):
-                    continue
-                self._columns.put(path, column)
-                if len(changed):
-                    self._freshen(path, changed)
+        meanwhile.
 
-    def save_named(self, timeout: float) -> None:
-        """Keep with the records which fields filters named, at most ``MOST_COLUMNS``, the latest last."""
-        with self._lock:
-            held = dict(zip(self._columns, self._columns.values(), strict=True))
-            named, saved = self._named, self.saved
-            paths = [*(path for path in saved if path not in named), *named][-MOST_COLUMNS:]
-        moments = {path for path, column in held.items() if column is not None and column.read.has_moments}
-        latest = {path: path in moments or saved.get(path, False) for path in paths}
-        if self._records.read_only or latest == saved:
-            return
-        with self._records.write(timeout) as tx:
-            if named is not self._named or (saved and tx.get_meta(FIELDS_KEY) is None):  # erased meanwhile
-                self.forget_named()
+        Args:
+            log: gives the state to follow.
+            recalled: fields that were named before; True for those that hold moments.
+            pause: called between pieces of a millisecond.
+            stop: whether to give up.
+        """
+        with self._turn(log()) as mine:
+            self.wants_foresight, self._foresaw, self._foreseen = False, True, len(self._slots)
+            seq, slots, epoch = self._seq, self._slots, self._epoch
+            wanted = list(dict.fromkeys([*recalled, *self._usual_fields()])) if mine else []
+        paths = [path for path in wanted if not self.holds([path]) and self._records.field_is_short(path)]
+        paths = paths[: MOST_COLUMNS - len(self._columns)]
+        at_once, made = max(1, PASS_VALUES // max(1, len(slots))), dict[Path, _Column]()
+        for start in range(0, len(paths), at_once):
+            made |= self._gathered(paths[start : start + at_once], slots, pause, stop)
+        for path, column in made.items():
+            if recalled.get(path):
+                column.read.by_row(moments=True)  # converts them now
+        now = log()
+        with self._turn(now) as mine:
+            changed = now.changed(seq) if mine and made else None
+            if changed is None or self._epoch != epoch:
                 return
-            tx.set_meta(FIELDS_KEY, json.dumps(list(latest.items())).encode())
-            self.saved = latest
+            new = [path for path in made if path not in self._columns]
+            will_be_saved = len(slots) >= FORESEEN_FROM and not self._records.read_only
+            for path in new:
+                fits = will_be_saved or self.nbytes + made[path].nbytes <= self._most_bytes
+                if fits and len(self._columns) < MOST_COLUMNS:
+                    self._columns.put(path, made[path])
+            if len(changed):
+                self._freshen(new, changed)
+            self._unsaved = will_be_saved
+
+    def _gathered(
+        self, paths: list[Path], slots: IntArray, pause: Callable[[], None], stop: Callable[[], bool]
+    ) -> dict[Path, _Column]:
+        """The columns of several fields for these slots, read in one pass; none where that was stopped."""
+        readers = {path: FieldReader() for path in paths}
+        for start in range(0, len(slots) if paths else 0, PAGE_SLOTS):
+            page = slots[start : start + PAGE_SLOTS]
+            if stop():
+                return {}
+            found, fields = self._records.field_values(paths, within=(int(page[0]), int(page[-1])))
+            for reader, values in zip(readers.values(), fields, strict=True):
+                reader.add(_in_order_of(page, found, values))
+                pause()
+        return {path: _Column(reader.finished(), {}) for path, reader in readers.items()}
+
+    def save(self, timeout: float) -> None:
+        """Keep with the records which fields filters named, at most ``MOST_COLUMNS``, the latest last; and write the
+        columns into their file where it lacks some, or many rows changed since.
+
+        Raises StorageError, OSError.
+        """
+        try:
+            self._save(timeout)
+        finally:
+            self._unsaved = False
+
+    def _save(self, timeout: float) -> None:
+        with self._lock:
+            named, saved, epoch = self._named, self.saved, self._epoch
+            paths = [*(path for path in saved if path not in named), *named][-MOST_COLUMNS:]
+            held = dict(zip(self._columns, self._columns.values(), strict=True))
+            moments = {path for path, column in held.items() if column is not None and column.read.has_moments}
+            latest = {path: path in moments or saved.get(path, False) for path in paths}
+            columns, seq, slots = self._to_save(), self._seq, self._slots
+        if self._records.read_only or (latest == saved and not columns):
+            return
+        if not columns:
+            self._keep(timeout, named, latest)
+            return
+        with draft_of(self._records.columns_path, self._records.file_mode) as draft:
+            token = secrets.token_hex(8)
+            kept = {path: SavedColumn(one.read, dict(one.fresh)) for path, one in columns.items()}
+            with open(draft.handle, "w+b", closefd=False) as file:
+                write_columns(file, token, seq, slots, kept)
+            if self._keep(timeout, named, latest, (token, seq, draft.path)):
+                self._use_file(token, columns, epoch)
+
+    def _keep(
+        self,
+        timeout: float,
+        named: dict[Path, None],
+        latest: dict[Path, bool],
+        file: tuple[str, int, pathlib.Path] | None = None,
+    ) -> bool:
+        """Keep the names and, if given, a file: its token, its log entry, its draft. False where units were erased or
+        the log was purged since.
+        """
+        with self._records.write(timeout) as tx:
+            raw = tx.get_meta(FIELDS_KEY)
+            if named is not self._named or (self.saved and raw is None):  # erased meanwhile
+                self.forget_named()
+                return False
+            if file is not None and tx.head.horizon > file[1]:
+                return False
+            token = _read_kept(raw)[1] if file is None else file[0]
+            tx.set_meta(FIELDS_KEY, json.dumps({"fields": list(latest.items()), "columns": token}).encode())
+            if file is not None:
+                file[2].replace(self._records.columns_path)
+        self._kept = latest, token
+        return True
+
+    def _to_save(self) -> dict[Path, _Column]:
+        """The columns to write into the file; none where it is good enough. The lock is held."""
+        if self._busy or len(self._slots) < FORESEEN_FROM:
+            return {}
+        lacking = [path for path, one in self._pairs() if self._file is None or path not in self._file.paths]
+        if not lacking and len(self._beside) <= max(_FRESH_ROWS, _FRESH_SHARE * len(self._slots)):
+            return {}
+        for path in [] if self._file is None else list(self._file.paths):
+            if path not in self._columns and len(self._columns) < MOST_COLUMNS:
+                self._load(path)
+        self._file, self._beside = None, _ints([])
+        return dict(self._pairs())
+
+    def _pairs(self) -> list[tuple[Path, _Column]]:
+        both = zip(self._columns, self._columns.values(), strict=True)
+        return [(path, column) for path, column in both if column is not None]
+
+    def _use_file(self, token: str, columns: dict[Path, _Column], epoch: int) -> None:
+        """Continue with the columns of the file that was just written, in place of those in memory."""
+        file = open_columns(self._records.columns_path, token)
+        if file is None:
+            return
+        taken = {path: file.take(path) for path in columns}
+        with self._lock:
+            if self._epoch != epoch:
+                return
+            self._file = file
+            if len(self._slots) == len(file.slots):
+                self._slots = file.slots
+            for path, column in columns.items():
+                mapped = taken[path]
+                if mapped is not None and self._columns.peek(path) is column:
+                    column.read = mapped.read
 
     def forget_named(self) -> None:
         """Forget which fields filters named; what the records keep of that is read again."""
-        self._named = {}
-        self.__dict__.pop("saved", None)
+        self._named: dict[Path, None] = {}
+        self.__dict__.pop("_kept", None)
 
     def _usual_fields(self) -> list[Path]:
         """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""
@@ -527,7 +467,7 @@ class FieldColumns:
         return mask
 
     def _shrink(self) -> None:
-        while len(self._columns) > 1 and self.nbytes > self._most_bytes:
+        while not self._unsaved and len(self._columns) > 1 and self.nbytes > self._most_bytes:
             self._columns.drop(next(iter(self._columns)))
 
     @property
@@ -542,6 +482,22 @@ def _paths_in(value: Mapping[str, object], above: Path = ()) -> Iterator[Path]:
             yield path
         elif len(path) < DEPTH:
             yield from _paths_in(held, path)
+
+
+def _in_order_of(slots: IntArray, found: IntArray, values: list[Json]) -> list[Json]:
+    """The values of ``found`` as those of ``slots``, NaN where one was not found."""
+    if np.array_equal(found, slots):
+        return values
+    held = dict(zip(found.tolist(), values, strict=True))
+    return [held.get(slot, np.nan) for slot in slots.tolist()]
+
+
+def _read_kept(raw: bytes | None) -> tuple[dict[Path, bool], str]:
+    """The names of fields and the token in a value of the records; nothing where it is damaged: it is only a hint."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        held = json.loads(raw or b"{}")
+        return {tuple(str(part) for part in path): bool(moments) for path, moments in held["fields"]}, held["columns"]
+    return {}, ""
 
 
 def _ints(values: list[int]) -> IntArray:

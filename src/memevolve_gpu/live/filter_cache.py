@@ -20,6 +20,7 @@ from ..index.bitmap import RowFilter, RowList
 from ..records.filters import Filter
 from ..records.records import Records
 from ..types import IntArray
+from ..utils.forking import lock
 from ..utils.lru import LruCache
 from .field_columns import FieldColumns, Log
 from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
@@ -78,7 +79,7 @@ class _Entry:
     gone: IntArray | None = None
     row_filter: RowFilter | None = None
     """``rows`` without the first ``dead`` rows that died, and without the slots ``gone``."""
-    lock: threading.RLock = field(default_factory=threading.RLock)
+    lock: threading.RLock = field(default_factory=lock)
     busy: bool = False
 
 
@@ -90,7 +91,7 @@ class FilterCache:
         self.columns = FieldColumns(records)
         self._entries: LruCache[Hashable, _Entry] = LruCache(KEPT_FILTERS)
         self._in_namespaces: LruCache[Hashable, _Entry] = LruCache(KEPT_IN_NAMESPACES)
-        self._lock = threading.RLock()
+        self._lock = lock()
 
     @property
     def nbytes(self) -> int:
@@ -108,18 +109,18 @@ class FilterCache:
         touched: Touched,
         keys: tuple[int, ...] | None = None,
         gone: IntArray | None = None,
-    ) -> ViewFilter:
-        """The rows of ``view`` that match ``filters``.
+    ) -> tuple[ViewFilter, bool]:
+        """The rows of ``view`` that match ``filters``, and whether they were known as of its watermark.
 
         keys: limits them to these namespaces. gone: slots, ascending, that have expired.
         """
         small = keys is not None and view.count_of(keys) <= FEW_ROWS
         with self._used((filters.key, keys), self._in_namespaces if small else self._entries) as entry:
+            known = entry.seq == view.watermark
             self._refresh(entry, filters, view, touched, keys)
             index = _row_filter(entry, view, gone, lambda: view.index.position_of(entry.slots))
-            if not view.delta_n:
-                return ViewFilter(index, None)
-            return ViewFilter(index, _delta_filter(view, view.delta_positions_of(entry.slots), gone))
+            delta = _delta_filter(view, view.delta_positions_of(entry.slots), gone) if view.delta_n else None
+            return ViewFilter(index, delta), known
 
     def namespaces(self, view: View, keys: tuple[int, ...] | None, gone: IntArray | None) -> ViewFilter:
         """The rows of these namespaces, None for all; gone: as for :meth:`mask`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
+from ..devices.memory import trim_heap
 from ..devices.selection import Machine
 from ..errors import DeviceError, ReentrantCallError, StorageError
 from ..index.base import Index
@@ -23,11 +23,12 @@ from ..planner.nlist import ListsRule
 from ..records.filters import Condition, Every, Filter, Instant, parse
 from ..records.records import Records
 from ..types import DoubleArray, FloatArray, Head, IntArray, Precision
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
-from .field_columns import FieldColumns, FieldValues, Log
+from .field_columns import FORESEEN_GROWTH, FieldColumns, Log
+from .field_values import FieldValues
 from .filter_cache import FilterCache, Touched
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
@@ -35,6 +36,7 @@ from .query_sample import QuerySample
 from .snapshots import agrees, load_snapshot, read_everything, remove_snapshot
 from .view import Found, View, ViewFilter, row_filter_of
 from .view_builder import ViewBuilder, apart, on_host
+from .worker import SearchYield
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ class LiveIndex:
         self.last_search = 0.0
         """When a search last started or ended, by ``time.perf_counter``."""
         self.nlist_change: NlistChange | None = None
-        self.mutex = threading.RLock()
+        self.mutex = lock()
         self._changing = False
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
         self._masks = FilterCache(records)
@@ -307,16 +309,25 @@ class LiveIndex:
             self._view_and_mask(Filter(Every(tuple(parts)), "prepare"))
 
     def save_fields(self, timeout: float) -> None:
-        """Keep the names of the fields that filters used, for the next opening; a failure is an event."""
+        """Keep the fields that filters used, for the next opening; a failure is an event."""
         try:
-            self.columns.save_named(timeout)
-        except StorageError as error:
+            self.columns.save(timeout)
+        except (StorageError, OSError) as error:
             self.events.record("fields-unsaved", str(error))
 
-    def foresee(self, recalled: Mapping[tuple[str, ...], bool]) -> None:
-        """Read recalled fields and the usual ones of the units into memory, if filters are in use."""
-        if recalled or self.columns.wants_foresight:
-            self.columns.foresee(lambda: self._log(self.catch_up()), recalled)
+    def needs_foresight(self, growth: float = FORESEEN_GROWTH) -> bool:
+        """Whether fields should be read before filters name them; growth: of the store since they were."""
+        return self.columns.needs_foresight(self._view.count, growth)
+
+    def foresee(self, recalled: Mapping[tuple[str, ...], bool], stop: Callable[[], bool] = lambda: False) -> None:
+        """Read recalled fields and the usual ones of the units into memory, where filters are in use or may be soon.
+
+        stop: whether to give up.
+        """
+        if recalled or self.needs_foresight():
+            pause = SearchYield(lambda: self.last_search)
+            self.columns.foresee(lambda: self._log(self.catch_up()), recalled, pause, stop)
+            trim_heap()
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""
@@ -515,20 +526,17 @@ class LiveIndex:
                 masks, touched = FilterCache(self.records), Touched(view.watermark)
             if not restricts:
                 return view, masks.namespaces(view, keys, gone)
-            view_filter = masks.mask(filters, view, touched, keys, gone)
-            if self.records.head().last_seq == view.watermark:
+            view_filter, known = masks.mask(filters, view, touched, keys, gone)
+            if known or self.records.head().last_seq == view.watermark:
                 break
         return view, view_filter
 
     def after_fork(self) -> None:
-        """In a forked child: new locks, and no half-done work of a thread that does not exist here."""
+        """In a forked child: no half-done work of a thread that does not exist here."""
         self.latency = LatencyRing()
-        self.mutex = threading.RLock()
         self._changing = False
         self._masks = FilterCache(self.records)
         self._touched = Touched(self._view.watermark)
-        self.events.reset_lock()
-        self.query_sample.after_fork()
         if self._view.index.plan.engine != "cpu":  # a child must not use its parent's device
             self._parents_index = self._view.index  # kept alive: freeing its memory would use the device
             self._view = on_host(self._view)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..records.sqlite_errors import translate_error
 from ..training.recall import Pause, Quality, no_pause, recall_of
 from ..training.training_set import Progress
 from ..types import FloatArray, IndexPlan, SearchParams
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 from ..utils.report_types import MaintenanceReport, QualityReport
 from ..utils.vectors import from_bytes
 from .device_manager import DeviceManager
@@ -31,7 +32,7 @@ from .live_index import LiveIndex, LiveSettings
 from .rebuild import QUALITY_K, Collect, calibrated, evaluated, rebuild, silent
 from .scheduler import RETRY_GROWTH, Event, MaintenanceScheduler, RebuildReason, Spent, is_extendable
 from .snapshot_writer import Saver, joins_log
-from .snapshots import agrees, load_snapshot
+from .snapshots import agrees, keep_stats, load_snapshot
 from .view import View
 from .worker import SearchYield
 
@@ -134,6 +135,10 @@ class Report:
         return {"actions": self.actions, "reason": self.reason, "seconds": self.seconds, "quality": quality}
 
 
+class _ClosingError(Exception):
+    """The store is being closed; what was measured so far is dropped."""
+
+
 class Maintenance:
     """Maintenance of one live index: one round at a time in this process and, by a lock file, in all processes."""
 
@@ -142,10 +147,12 @@ class Maintenance:
         self._live = live
         self._lock_path = lock_path
         self._collect = collect
-        self._round_lock = threading.RLock()
+        self._round_lock = lock()
         self._round_thread: int | None = None
         """The thread that runs a round."""
         self.running = False
+        self.closing = False
+        """Whether to give up measuring: somebody waits for the end of the round."""
         self.rounds = 0
         self.cpu_seconds = 0.0
         """Processor time of the threads that ran rounds."""
@@ -308,7 +315,7 @@ class Maintenance:
 
     def after_fork(self) -> None:
         """In a forked child no round is running."""
-        self._round_lock, self._round_thread, self.running = threading.RLock(), None, False
+        self._round_thread, self.running = None, False
 
     def in_round(self) -> bool:
         """Whether a signal handler, a finalizer or a callback made this call inside a round of the same thread."""
@@ -317,6 +324,17 @@ class Maintenance:
     def _pause(self) -> SearchYield:
         """What a long step calls now and then, to let searches go first."""
         return SearchYield(lambda: self._live.last_search)
+
+    def _pause_or_end(self) -> Pause:
+        """The same for what is not needed when the store is being closed."""
+        pause = self._pause()
+
+        def step() -> None:
+            if self.closing:
+                raise _ClosingError
+            pause()
+
+        return step
 
     def _round(
         self, progress: Progress, force: RebuildReason | None, background: bool, quiet: bool
@@ -335,12 +353,15 @@ class Maintenance:
             actions.append(self._rebuild(RebuildReason("append", "rows wait, and training takes longer")))
         if reason:
             actions.append(self._rebuild(reason, progress, forced=force is not None))
-        actions += self._check_recall(background)
+        with suppress(_ClosingError):
+            actions += self._check_recall(background)
         if not live.records.read_only:
             actions += self._purge_log()
             if live.records.history_is_due():
                 actions.append(f"purged {live.records.purge_history()} changes of the history")
             actions += self._save_vectors()
+        if not background:  # whose own round does it
+            live.save_fields(timeout=1.0)
         return actions, reason.text if reason else ""
 
     def _sweep(self) -> list[str]:
@@ -399,7 +420,7 @@ class Maintenance:
     def _check_recall(self, background: bool) -> list[str]:
         """Calibrate on recent queries where many are new, and probe recall; request training where it is too low."""
         live, view = self._live, self._live.catch_up()
-        pause = self._pause()
+        pause = self._pause_or_end()
         is_old = view.stats.calibration is not None and live.query_sample.has_news_since(view.stats.asked)
         reason = self._recalibrate(view, pause) if is_old else None
         if reason is None and (not background or self.scheduler.may_probe()):
@@ -420,6 +441,8 @@ class Maintenance:
         stats = calibrated(view.index, unknown, live.query_sample, live.settings.seed, pause)
         stats = evaluated(view.index, stats, live.settings, pause)
         live.describe(view.index, stats)
+        if not self._saver.unsaved:
+            keep_stats(live.records, live.generation, stats, live.events)
         queries = stats.calibration.queries if stats.calibration is not None else 0
         live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
         if stats.meets(live.settings.target_recall):

@@ -82,6 +82,3 @@ class QuerySample:
                 self._saved, self._kept = taken, True
         except StorageError as error:
             self._events.record("queries-unsaved", str(error))
-
-    def after_fork(self) -> None:
-        self._reservoir.reset_lock()

@@ -124,22 +124,26 @@ def rebuild(
     """Build a better index beside the one in use and swap it in; return what was done, in words.
 
     Callers hold no view: a device may have memory for the new index only once the old one is gone. ``forced``: go on
-    with the CPU although the rules are content with the index in use.
+    with the CPU although the rules are content with the index in use. Raises StorageFullError where the disk has no
+    room for the vectors, and the limit of memory none either.
     """
     started, pause = time.perf_counter(), SearchYield(lambda: live.last_search)
     scheduler.notify("rebuilding", live.catch_up())
     epoch, devices, settings, queries = live.epoch, live.device_manager, live.settings, live.query_sample
     built: Built | None = None
+    most = max(settings.budget_bytes, live.nbytes)
     # Plan.
     for candidate in _candidates(reason, live.catch_up, scheduler, plan_for, forced):
         plan, built = candidate.plan, None
         # Gather, build, calibrate, evaluate.
         try:
             if candidate.extends:
-                built = _extended(_gather_delta(live.catch_up()), settings, queries, pause)
+                built = _extended(_gather_delta(live.catch_up(), most), settings, queries, pause)
             else:
                 _make_room(plan, live)
-                built = _built(plan, _gather(live.catch_up()), reason, settings, queries, collect, progress, pause)
+                built = _built(
+                    plan, _gather(live.catch_up(), most), reason, settings, queries, collect, progress, pause
+                )
         except DeviceError as error:
             devices.refused(error, plan)
         if built is not None:
@@ -198,7 +202,7 @@ def _make_room(plan: IndexPlan, live: LiveIndex) -> None:
         live.leave_device()
 
 
-def _gather(view: View) -> RebuildInput:
+def _gather(view: View, most: float) -> RebuildInput:
     """The live rows of a view, in slot order: slots in the index are older than those in the delta buffer.
 
     Where no row of the index has died they share its memory, unless it is a graph; else they are a copy.
@@ -206,28 +210,31 @@ def _gather(view: View) -> RebuildInput:
     index, from_delta = view.index, view.delta_rows_of(None)
     from_index = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
     if len(from_index) == index.n and _shares_memory(index):
-        vectors = lengthened(index.vectors, len(from_delta), reserved=0)
+        vectors = lengthened(index.vectors, len(from_delta), reserved=0, most=most)
     else:
         index.table.check()
-        vectors = growable_like(index.vectors, len(from_index) + len(from_delta), reserved=len(from_index))
+        vectors = growable_like(index.vectors, len(from_index) + len(from_delta), reserved=len(from_index), most=most)
         copy_rows(index.vectors, vectors, from_index)
-    delta_slots, vectors = _take_delta(view, from_delta, vectors, len(from_index))
+    delta_slots, vectors = _take_delta(view, from_delta, vectors, len(from_index), most)
     slots = np.concatenate([index.slots[from_index], delta_slots])
     return RebuildInput(view, Rows(slots, *_joined_ids(view, from_index, from_delta), vectors), from_index, from_delta)
 
 
-def _gather_delta(view: View) -> RebuildInput:
+def _gather_delta(view: View, most: float) -> RebuildInput:
     """The live rows of a view's delta buffer, to append to all rows of its index, dead ones included."""
     index, from_delta = view.index, view.delta_rows_of(None)
     if _shares_memory(index):
-        slots, vectors = _take_delta(view, from_delta, lengthened(index.vectors, len(from_delta), reserved=0), index.n)
+        vectors = lengthened(index.vectors, len(from_delta), reserved=0, most=most)
+        slots, vectors = _take_delta(view, from_delta, vectors, index.n, most)
         vectors = vectors[index.n :]
     else:
-        slots, vectors = _take_delta(view, from_delta, np.empty((len(from_delta), index.dim), np.float32), 0)
+        slots, vectors = _take_delta(view, from_delta, np.empty((len(from_delta), index.dim), np.float32), 0, most)
     return RebuildInput(view, Rows(slots, *_delta_ids(view, from_delta), vectors), slice(0, index.n), from_delta)
 
 
-def _take_delta(view: View, positions: IntArray, vectors: FloatArray, start: int) -> tuple[IntArray, FloatArray]:
+def _take_delta(
+    view: View, positions: IntArray, vectors: FloatArray, start: int, most: float
+) -> tuple[IntArray, FloatArray]:
     """Copy the rows at ascending ``positions`` of the delta buffer behind the first ``start`` rows of ``vectors``.
 
     The delta buffer reads them from there as well from then on, where it can, so that the disk does not hold all of
@@ -240,7 +247,7 @@ def _take_delta(view: View, positions: IntArray, vectors: FloatArray, start: int
     for piece in view.delta.pieces(0, view.delta_n):
         low, high = np.searchsorted(positions, [piece.start, piece.end]).tolist()
         if not reserve_rows(vectors, start + low, start + high):
-            vectors = without_spill(vectors, start + low, view.index.vectors[:start])
+            vectors = without_spill(vectors, start + low, view.index.vectors[:start], most)
         rows, out = positions[low:high] - piece.start, vectors[start + low : start + high]
         np.take(piece.vectors, rows, axis=0, out=out, mode="clip")
         slots[low:high] = piece.slots[rows]

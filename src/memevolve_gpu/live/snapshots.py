@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from contextlib import suppress
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import StorageError
 from ..index.base import Index
 from ..index.snapshot_file import SnapshotError, SnapshotInfo, read_snapshot
 from ..index.vector_table import DamagedVectorsError, growable
 from ..monitoring.events import EventLog
 from ..records.records import Records
-from ..types import IntArray, Rows
+from ..records.schema import STATS_KEY
+from ..types import IntArray, JsonObject, Rows
 from ..utils.vectors import from_bytes
 from .index_stats import IndexStats
 from .namespaces import RowGroups, grouped
@@ -49,7 +52,29 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
         return None
     events.record("snapshot-loaded", f"{index.n} rows of kind {index.kind}", seconds=time.perf_counter() - started)
     groups = grouped(index.slots, records.namespace_slots())
-    return view_of(index, info.watermark, IndexStats.from_dict(info.extra, index), info.dead, groups), info
+    stats = IndexStats.from_dict(_stats_of(info, records), index)
+    return view_of(index, info.watermark, stats, info.dead, groups), info
+
+
+def keep_stats(records: Records, generation: int, stats: IndexStats, events: EventLog) -> None:
+    """Keep new statistics of the index in the snapshot of this generation, without writing that again; a failure is an
+    event."""
+    if records.read_only:
+        return
+    try:
+        with records.write() as tx:
+            tx.set_meta(STATS_KEY, json.dumps({"generation": generation, "stats": stats.to_dict()}).encode())
+    except StorageError as error:
+        events.record("statistics-unsaved", f"{error}; the next opening calibrates again", level=logging.WARNING)
+
+
+def _stats_of(info: SnapshotInfo, records: Records) -> JsonObject:
+    """The statistics in the snapshot, or newer ones that are kept for it."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        held = json.loads(records.get_meta(STATS_KEY) or b"{}")
+        if held["generation"] == info.generation:
+            return dict(held["stats"])
+    return info.extra
 
 
 def remove_snapshot(path: Path) -> None:

@@ -13,9 +13,10 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from ..errors import MemEvolveError
+from ..index.faiss_support import leave_half
 from ..monitoring.events import EventLog
 from ..utils.backoff import Backoff
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 
 ACTIVE_SECONDS = 0.05
 """After a search this recent, another one is likely."""
@@ -105,7 +106,7 @@ class Worker:
         Signal handlers and finalizers may call any method at any time, so the locks are re-entrant; ``threading.Event``
         is not.
         """
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._calls: SimpleQueue[None] = SimpleQueue()
         self._stopping = False
         self._thread = None
@@ -138,6 +139,7 @@ class Worker:
     def _loop(self) -> None:
         _lower_priority()
         try:
+            leave_half()
             due = False
             while not self._ends(due):
                 later = self._one_round()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from ..errors import (
 )
 from ..utils.arguments import callback, having
 from ..utils.config import MilvusConfig
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 
 _Result = TypeVar("_Result")
 
@@ -121,7 +120,7 @@ class MilvusClient:
         self.config = config
         self.retrying = Retrying(config.timeout)
         self._make = callback("client", make) or self._connect
-        self._lock = threading.Lock()
+        self._lock = lock()
         self._client: Client | None = None
         self._inherited: Client | None = None
         self._closed = False
@@ -171,7 +170,6 @@ class MilvusClient:
 
     def after_fork(self) -> None:
         """A child connects again; the parent's connection is kept unused, for closing it would notify the server."""
-        self._lock = threading.Lock()
         self._inherited, self._client = self._client, None
 
     def _open(self, seconds: float) -> Client:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import threading
 import time
 import zlib
 from base64 import b85decode, b85encode
@@ -26,7 +25,7 @@ from ..errors import (
 )
 from ..types import FloatArray, Json, JsonObject, MemoryUnit, Metric
 from ..utils.config import StorageConfig
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock, renew_in_child
 from ..utils.plain import json_text
 from .client import LONG, Client, MilvusClient, Version
 from .filters import born_between, facts_of, ids_expression, joined
@@ -53,7 +52,7 @@ class Clock:
     def __init__(self, server: MilvusClient) -> None:
         """Asks the server for its time: everything that anyone had acknowledged before is seen from here on."""
         self._server = server
-        self._lock = threading.Lock()
+        self._lock = lock()
         self._guarantee = 0
         self._offset = 0
         self._last_born = 0
@@ -69,7 +68,6 @@ class Clock:
 
     def after_fork(self) -> None:
         """A child is another writer: it takes numbers of its own."""
-        self._lock = threading.Lock()
         self._ids = iter(())
 
     def reading(self) -> JsonObject:

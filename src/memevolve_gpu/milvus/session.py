@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from ..types import FloatArray, MemoryUnit
 from ..utils.arguments import word
 from ..utils.config import MilvusConfig, StorageConfig
 from ..utils.embeddings import Embedder, EmbeddingFunction
-from ..utils.forking import renew_in_child
+from ..utils.forking import lock
 from ..utils.report_types import MilvusStatistics, OperationEntry, StorageHealth, TrainingReport
 from .client import LONG, Client, MilvusClient, Version
 from .collection import CollectionInfo, Table, describe, open_collection, record_of, serve
@@ -56,13 +55,8 @@ class MilvusSession:
 
     def __post_init__(self) -> None:
         self.search = Search(self.table, self.plan, self.info.metric, self.config.target_recall)
-        self._lock = threading.Lock()
+        self._lock = lock()
         self._counted = (0, -_COUNT_AGE)
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        """Make a new lock in a forked child."""
-        self._lock = threading.Lock()
 
     # Writing
 

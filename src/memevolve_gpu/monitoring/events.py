@@ -6,7 +6,6 @@ Events are logged and kept in a bounded ring; totals by kind are kept as long as
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter, deque
 from copy import deepcopy
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..types import JsonObject
+from ..utils.forking import lock
 from ..utils.report_types import EventReport, LatencyReport
 
 LATENCIES_KEPT = 2048
@@ -69,7 +69,7 @@ class EventLog:
     """A bounded, thread-safe ring of events; signal handlers and finalizers may use it too."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._totals: Counter[str] = Counter()
 
@@ -91,7 +91,3 @@ class EventLog:
     def totals(self) -> dict[str, int]:
         with self._lock:
             return dict(self._totals)
-
-    def reset_lock(self) -> None:
-        """In a forked child: a new lock."""
-        self._lock = threading.RLock()

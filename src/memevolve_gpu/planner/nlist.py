@@ -13,7 +13,7 @@ DEFAULT_NLIST_MAX = 256
 _CAP_GROWS_FROM = 50_000
 _RECREATE_AT = 0.25
 DEGRADED_ABOVE, INEFFICIENT_BELOW = 100, 10
-"""Vectors per list beyond which lists are too few, or too many."""
+"""Vectors per list beyond which lists are too few, unless the default rule plans no more of them, or too many."""
 
 
 def should_recreate(current: int, planned: int) -> bool:
@@ -25,11 +25,13 @@ def lists_status(n: int, nlist: int) -> ListsStatus:
     """How well ``nlist`` lists suit ``n`` vectors.
 
     Returns:
-        GOOD where no lists are used; DEGRADED above 100, INEFFICIENT below 10 vectors per list, else OPTIMAL.
+        GOOD where no lists are used; DEGRADED above 100 vectors per list where the default rule plans more lists by a
+        quarter of its plan, INEFFICIENT below 10 vectors per list, else OPTIMAL.
     """
     if nlist <= 0:
         return "GOOD"
-    if n > DEGRADED_ABOVE * nlist:
+    planned = DEFAULT_RULE.lists_for(n)
+    if n > DEGRADED_ABOVE * nlist and nlist < planned and should_recreate(nlist, planned):
         return "DEGRADED"
     return "INEFFICIENT" if n < INEFFICIENT_BELOW * nlist else "OPTIMAL"
 

@@ -21,7 +21,7 @@ from ..utils.arguments import path_text
 from ..utils.drafts import Draft, draft_of, remove_abandoned_drafts, sync_folder
 from .check import examine
 from .connections import connect, first_row, shut
-from .damage import damage_path
+from .damage import damage_path, derived_paths
 from .file_lock import WriteLock, file_mode, refuse_network_filesystem
 from .lineage import beside, first_link, locked_alone, why_foreign
 from .schema import VERSION, facts_of, migrate, state_of
@@ -171,7 +171,8 @@ def _replace(backup: Path, path: Path, vfs: str | None) -> Path | None:
         aside = _keep_old(path)
         sync_folder(path.parent)
         draft.path.replace(path)
-    for leftover in (*(beside(path, ending) for ending in ("-wal", "-shm", "-journal")), *_derived(path)):
+    of_sqlite = [beside(path, ending) for ending in ("-wal", "-shm", "-journal")]
+    for leftover in (*of_sqlite, *derived_paths(path), damage_path(path)):
         leftover.unlink(missing_ok=True)
     sync_folder(path.parent)
     return aside
@@ -221,7 +222,3 @@ def _keep_old(path: Path) -> Path | None:
     if beside(path, "-wal").exists():
         os.link(beside(path, "-wal"), beside(aside, "-wal"))
     return aside if was_there else None
-
-
-def _derived(path: Path) -> tuple[Path, Path]:
-    return path.with_name(path.name.removesuffix(".db") + ".snapshot"), damage_path(path)

@@ -28,6 +28,12 @@ def damage_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".db") + ".damage")
 
 
+def derived_paths(path: Path) -> tuple[Path, Path]:
+    """The files that are made from the database file ``path``: the snapshot of the index, and the columns of fields."""
+    stem = path.name.removesuffix(".db")
+    return path.with_name(stem + ".snapshot"), path.with_name(stem + ".columns")
+
+
 def noted(error: BaseException, path: Path, con: apsw.Connection | None = None) -> MemEvolveError:
     """As :func:`.sqlite_errors.translated`, for errors of an open store: damage is remembered, as far as the disk
     allows."""

@@ -17,7 +17,7 @@ import apsw
 from ..errors import CorruptStoreError
 from ..types import MemoryUnit
 from .connections import all_rows, first_row
-from .damage import damage_path, read_unit
+from .damage import damage_path, derived_paths, read_unit
 from .filter_sql import matching
 from .filters import Filter, matches
 from .history import ERASE, OLD_SLOTS
@@ -110,12 +110,12 @@ def is_unfinished(records: Records) -> bool:
     return records.get_meta(_NOTE) is not None
 
 
-def finish_erasure(records: Records, snapshot: Path, seconds: float) -> list[str]:
+def finish_erasure(records: Records, seconds: float) -> list[str]:
     """Remove what an erasure left in the files; returns the paths of those that were rewritten or removed.
 
     Can be repeated. Raises StorageError while a reader of another process keeps the old log longer than ``seconds``.
     """
-    derived = [snapshot, damage_path(records.path)]
+    derived = [*derived_paths(records.path), damage_path(records.path)]
     gone = [file for file in derived if file.exists()]
     for file in gone:
         file.unlink(missing_ok=True)

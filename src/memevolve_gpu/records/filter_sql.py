@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import apsw
 import numpy as np
 
-from ..types import IntArray, Json
+from ..types import IntArray, Json, Op
 from .connections import all_rows, first_row
 from .filters import RANGES, Condition, Every, Filter, Instant, Node, Not, Scalar, is_plain, kind_of
 
@@ -139,22 +139,41 @@ def field_is_short(con: apsw.Connection, path: tuple[str, ...]) -> bool:
     return (first_row(con, sql, bound)[0] or 0) <= _SHORT
 
 
-def field_values(con: apsw.Connection, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Json]]:
-    """The live slots, ascending, and the value of the field in each, NaN where a unit has none."""
+def field_values(
+    con: apsw.Connection,
+    paths: Sequence[tuple[str, ...]],
+    slots: IntArray | None,
+    within: tuple[int, int] | None,
+) -> tuple[IntArray, list[list[Json]]]:
+    """The live slots, ascending, and for each path the value in each of them, NaN where a unit has none; among
+    ``slots``, or from the first to the last of ``within``, when given.
+    """
     bound: list[apsw.Binding] = []
-    field = _field(path, bound)
-    sql = f"SELECT group_concat(slot), group_concat(ifnull({field}, 'NaN')) FROM units"
+    columns = [f"group_concat(ifnull({_field(path, bound)}, 'NaN'))" for path in paths]
+    sql = f"SELECT {', '.join(['group_concat(slot)', *columns])} FROM units"
     if slots is not None:
         subquery, listed = slot_list(slots)
         sql, bound = f"{sql} WHERE slot IN ({subquery})", [*bound, listed]
-    held, values = first_row(con, sql, bound)
+    elif within is not None:
+        sql, bound = f"{sql} WHERE slot BETWEEN ? AND ?", [*bound, *within]
+    held, *texts = first_row(con, sql, bound)
     if held is None:
-        return np.empty(0, dtype=np.int64), []
-    numbers, found = np.fromstring(held, dtype=np.int64, sep=","), json.loads(f"[{values}]")
+        return np.empty(0, dtype=np.int64), [[] for _ in paths]
+    numbers, found = np.fromstring(held, dtype=np.int64, sep=","), [json.loads(f"[{text}]") for text in texts]
     order = np.argsort(numbers, kind="stable")
     if not np.array_equal(order, np.arange(len(order))):
-        numbers, found = numbers[order], [found[at] for at in order.tolist()]
+        numbers, places = numbers[order], order.tolist()
+        found = [[values[at] for at in places] for values in found]
     return numbers, found
+
+
+def changed_slots(con: apsw.Connection, seq: int) -> IntArray | None:
+    """The slots that were added or changed after a log entry, ascending; None where the log no longer says."""
+    if seq < first_row(con, "SELECT horizon FROM counters")[0]:
+        return None
+    if first_row(con, "SELECT EXISTS (SELECT 1 FROM log WHERE seq > ? AND op = ?)", (seq, Op.CLEAR))[0]:
+        return None
+    return slots_read(con, "SELECT slot FROM log WHERE seq > ? AND op IN (?, ?)", (seq, Op.PUT, Op.EDIT))
 
 
 def json_path(path: tuple[str, ...]) -> str:

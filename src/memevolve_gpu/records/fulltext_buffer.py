@@ -9,13 +9,13 @@ nothing is missing. All of it happens inside the transactions that write the row
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import apsw
 
 from ..errors import NewerSchemaError, ReadOnlyError
-from ..types import MemoryUnit
+from ..types import Json, MemoryUnit
 from ..utils.plain import plain_text
 from .connections import all_rows
 from .schema import SPACE_WORDS_TABLE, TOKENIZER_KEY, WORDS_TABLE
@@ -131,28 +131,29 @@ def merge_pending(con: apsw.Connection, path: Path, folded: int) -> None:
     con.execute("DELETE FROM pending")
 
 
-def index_rows(con: apsw.Connection, path: Path, ns: int, rows: Sequence[tuple[int, str, MemoryUnit]]) -> None:
-    """Add new rows (slot, text, unit) of a namespace to the keyword and terms indexes, which lack nothing before them.
+def index_rows(con: apsw.Connection, path: Path, ns: int, rows: Sequence[tuple[int, str, Json, Json]]) -> None:
+    """Add new rows (slot, text, type, tags) of a namespace to the keyword and terms indexes.
 
-    Their texts are never in ``pending``. The caller updates ``folded``. Raises as :func:`merge_pending`.
+    These lack nothing before the rows, whose texts are never in ``pending``. The caller updates ``folded``. Raises as
+    :func:`merge_pending`.
     """
     stemming = stemming_of(con, path)
-    words = ((slot, *words_of(text, stemming)) for slot, text, _ in rows)
+    words = ((slot, *words_of(text, stemming)) for slot, text, *_ in rows)
     if ns == 0:
         con.executemany(_ADD_WORDS, words)
     else:
         con.executemany(_ADD_SPACE_WORDS, ((*one, f"n{ns}") for one in words))
-    terms = [(field, value, slot) for slot, _, unit in rows for field, value in _strings_of(unit)]
+    terms = [("type", value, slot) for slot, _, kind, _ in rows for value in _strings_in(kind)]
+    terms += [("tags", value, slot) for slot, _, _, tags in rows for value in _strings_in(tags)]
     con.executemany("INSERT OR IGNORE INTO terms VALUES (?, ?, ?)", sorted(terms))
 
 
-def _strings_of(unit: MemoryUnit) -> Iterator[tuple[str, str]]:
-    """The terms of a unit, as ``_STRINGS`` finds them in its JSON text."""
-    for field in ("type", "tags"):
-        held = unit.get(field)
-        for value in held if isinstance(held, (list, tuple)) else (held,):
-            if isinstance(value, str):
-                yield field, plain_text(value)
+def _strings_in(held: Json) -> list[str]:
+    """The terms in the type or the tags of a unit, as ``_STRINGS`` finds them in its JSON text."""
+    if type(held) is str:
+        return [held]
+    values = held if isinstance(held, (list, tuple)) else (held,)
+    return [plain_text(value) for value in values if isinstance(value, str)]
 
 
 def add_terms(con: apsw.Connection, slot: int, unit: str) -> None:

@@ -57,6 +57,9 @@ CREATE TABLE history_floor (            -- one row
 """
 
 ADD = "INSERT INTO history (seq, kind, ns, id) VALUES (?, ?, ?, ?)"
+ADD_NEW = f"""
+INSERT INTO history (seq, kind, ns, id) SELECT slot + ?1, {Op.PUT}, ns, id FROM units WHERE slot > ?2
+"""
 ADD_EDITED = """
 INSERT INTO history SELECT ?, ?, ns, id, slot, CAST(unit AS TEXT), NULL, expires_at, unit_crc, NULL
 FROM units WHERE slot = ?

@@ -34,7 +34,6 @@ from .schema import (
     create,
     facts_of,
     migrate,
-    page_size_for,
     refuse_mismatch,
     state_of,
 )
@@ -145,8 +144,6 @@ def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, options
     try:
         lock.acquire()
         con.execute("PRAGMA synchronous = full")
-        if options.dim is not None and state_of(con, path) == 0:
-            con.execute(f"PRAGMA page_size = {page_size_for(options.dim)}")
         con.execute("BEGIN IMMEDIATE")
         try:
             version = state_of(con, path)

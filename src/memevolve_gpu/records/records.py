@@ -24,9 +24,9 @@ from . import history, writer
 from .backup import backup, backup_path, restore
 from .check import Finding, TextOf, default_text, examine, repair
 from .connections import Durability, SqlRow, all_rows, checked_counters, first_row
-from .damage import clear_damage, damage_of, noted, read_unit, with_name_of_unit
+from .damage import clear_damage, damage_of, derived_paths, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
-from .filter_sql import declare_fields, field_is_short, field_values, matching, where
+from .filter_sql import changed_slots, declare_fields, field_is_short, field_values, matching, where
 from .filters import Filter, parse
 from .fulltext import WordCache, keyword
 from .fulltext_buffer import FOLD_AT, stemming_of
@@ -162,7 +162,7 @@ class Records:
             pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared, lock=lock, store_id=store_id)
             self._session = Session(path, lock, opened.con, pool, options.durability, opened.read_only)
             if not opened.read_only:
-                remove_abandoned_drafts([path, path.with_name(path.name.removesuffix(".db") + ".snapshot")])
+                remove_abandoned_drafts([path, *derived_paths(path)])
         self.path = path
         self.clock: Callable[[], float] = time.time
         """Gives the Unix time at which expiry is judged."""
@@ -319,6 +319,11 @@ class Records:
         path = database_path(prefix)
         with writer.no_fork(path):
             return restore(backup_path(backup), path)
+
+    @property
+    def columns_path(self) -> Path:
+        """The file of the columns of fields, which filters use."""
+        return derived_paths(self.path)[1]
 
     @property
     def file_mode(self) -> int:
@@ -487,11 +492,23 @@ class Records:
         parsed = parse(filters)
         return self._snapshot(lambda con: matching(con, parsed, slots))
 
-    def field_values(self, path: tuple[str, ...], slots: IntArray | None) -> tuple[IntArray, list[Json]]:
-        """The slots of the live units, int64 (n,), ascending, and the value at the path in each, NaN where there is
-        none; among ``slots`` when given.
+    def field_values(
+        self,
+        paths: Sequence[tuple[str, ...]],
+        slots: IntArray | None = None,
+        *,
+        within: tuple[int, int] | None = None,
+    ) -> tuple[IntArray, list[list[Json]]]:
+        """The slots of the live units, int64 (n,), ascending, and for each path the value in each, NaN where there is
+        none; among ``slots``, or from the first to the last of ``within``, when given.
         """
-        return self._read(lambda con: field_values(con, path, slots))
+        return self._read(lambda con: field_values(con, paths, slots, within))
+
+    def changed_slots(self, seq: int) -> IntArray | None:
+        """The slots that were added or changed after log entry ``seq``, int64 (n,), ascending; None where the log was
+        purged beyond it, or everything was removed since.
+        """
+        return self._snapshot(lambda con: changed_slots(con, seq))
 
     def field_is_short(self, path: tuple[str, ...]) -> bool:
         """Are the values at the path short enough to be kept in memory?"""

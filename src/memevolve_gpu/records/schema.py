@@ -22,12 +22,12 @@ APPLICATION_ID = 0x4D456756
 METRICS = ("l2", "cosine", "ip")
 MAX_DIM = 65_536
 
-_PAGE_HEADER, _ROW_OVERHEAD = 8, 14
-"""Bytes of SQLite's: of a leaf of a table, and at most of a row of ``vectors`` (pointer, lengths, slot, types)."""
-
 MODEL_KEY = "embedding_model"
-FIELDS_KEY = "filtered_fields"
 """The key of ``meta`` under which the name of the embedding model is kept, UTF-8."""
+
+FIELDS_KEY, STATS_KEY = "filtered_fields", "index_statistics"
+"""Keys of ``meta``: the fields that filters named and the token of the file of columns; statistics of the index in the
+snapshot that are newer than it. JSON, and only hints."""
 
 TOKENIZER_KEY = "tokenizer"
 """The key of ``meta`` under which the name and version of the tokenizer and its stemming are kept, UTF-8."""
@@ -169,16 +169,6 @@ def state_of(con: apsw.Connection, path: Path) -> int:
             f"{path} has schema version {version}, this package knows {VERSION}; upgrade memevolve-gpu to open it"
         )
     return version
-
-
-def page_size_for(dim: int) -> int:
-    """The bytes of a page of a new file: 8,192 where that makes room for a tenth more vectors than 4,096, or better.
-
-    Of 384 numbers a page holds five then instead of two, so the file is 15 % smaller (measured with 20,000 units), and
-    single stores take as long. Pages of 16 KiB save no more there, and make stores and deletes slower.
-    """
-    small, large = ((page - _PAGE_HEADER) // (4 * dim + _ROW_OVERHEAD) for page in (4096, 8192))
-    return 8192 if 5 * large >= 11 * small > 0 else 4096
 
 
 def create(con: apsw.Connection, dim: int, metric: Metric, stemming: str = STEMMING) -> None:

@@ -144,17 +144,35 @@ _ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
 _LOG_CLEARED = f"""
 INSERT INTO log SELECT ? + row_number() OVER (ORDER BY slot), {Op.DROP}, slot FROM units WHERE ns = ?
 """
+_LOG_NEW = f"INSERT INTO log SELECT slot + ?1, {Op.PUT}, slot FROM units WHERE slot > ?2"
 _ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
 
 
 class EncodedUnit(NamedTuple):
-    """A unit and its JSON text, which :func:`encode_unit` made or could have made."""
+    """The JSON text of a unit, which :func:`encode_unit` made or could have made, and its labels.
 
-    unit: MemoryUnit
+    The unit itself is not kept: while a batch is written, Python's garbage collector would visit every part of each.
+    """
+
     json: str
+    unit_id: Json
+    """The ``id`` in the text; NO_ID where there is none."""
+    kind: Json
+    tags: Json
     dated: bool = False
     """Whether ``metadata.created_at`` is not the caller's."""
 
+    @classmethod
+    def of(cls, unit: MemoryUnit, text: str, dated: bool = False) -> EncodedUnit:
+        """text: the JSON text of ``unit``."""
+        return cls(text, unit.get("id", NO_ID), *_labels_of(unit), dated)
+
+
+NO_ID = ""
+
+
+_Checked = tuple[str, str, bytes, float | None, Json, Json]
+"""A checked row of :meth:`Transaction.put_many`: JSON, text, vector, expiry, type, tags."""
 
 NewUnit = MemoryUnit | EncodedUnit
 NewRow = tuple[NewUnit, str, bytes, str] | tuple[NewUnit, str, bytes, str, "float | None"]
@@ -184,15 +202,6 @@ class _Found(NamedTuple):
     slot: int
     raw: object
     unit: MemoryUnit | None
-
-
-class _NewRow(NamedTuple):
-    """A checked row of :meth:`Transaction.put_many`."""
-
-    unit: EncodedUnit
-    text: str
-    vector: bytes
-    expires_at: float | None
 
 
 class Transaction:
@@ -399,13 +408,13 @@ class Transaction:
 
     def put_many(self, rows: Iterable[NewRow]) -> None:
         """Store many rows in order, as :meth:`put` would one by one, in memory for a thousand at a time."""
-        chunk: dict[str, _NewRow] = {}
+        chunk: dict[str, _Checked] = {}
         for unit, text, vector, unit_id, *expiry in rows:
             made = self._checked(unit, text, vector, unit_id)
             if unit_id in chunk or len(chunk) == _CHUNK:
                 self._put_chunk(chunk)
                 chunk = {}
-            chunk[unit_id] = _NewRow(made, text, vector, expiry[0] if expiry else None)
+            chunk[unit_id] = (made.json, text, vector, expiry[0] if expiry else None, made.kind, made.tags)
         if chunk:
             self._put_chunk(chunk)
 
@@ -420,7 +429,7 @@ class Transaction:
         self._run(sql, (new.json, crc_of(new.json), expires_at, slot))
         if slot <= self._folded:
             old = read_unit(found.raw, unit_id) if found.unit is None else found.unit
-            if _terms_of(old) != _terms_of(new.unit):
+            if _labels_of(old) != (new.kind, new.tags):
                 self._guarded(drop_terms, slot, _text(found.raw))
                 self._guarded(add_terms, slot, new.json)
         self._log(Op.EDIT, slot)
@@ -515,7 +524,7 @@ class Transaction:
 
     def set_meta(self, key: str, value: bytes) -> None:
         """Store a small named value in the same file."""
-        _refuse_surrogates(key, f"meta key {key!r}")
+        _refuse_surrogates(key, "meta key", key)
         self._run("INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value))
 
     def delete_meta(self, key: str) -> None:
@@ -618,7 +627,7 @@ class Transaction:
             self._seq, self._horizon, self._slot, self._count, self._auto, self._folded, self._backlog, self._others
         ) = self._before  # fmt: skip
 
-    def _put_chunk(self, chunk: dict[str, _NewRow]) -> None:
+    def _put_chunk(self, chunk: dict[str, _Checked]) -> None:
         ns = self._made()
         for unit_id in self.taken(chunk):
             self._remove(unit_id, ns, kind=history.REPLACED)
@@ -626,27 +635,27 @@ class Transaction:
         if merges and self._backlog:
             self.merge_pending()
         slots = range(self._slot + 1, self._slot + 1 + len(chunk))
-        seqs = range(self._seq + 1, self._seq + 1 + len(chunk))
         rows = list(chunk.values())
         self._many(
             _ADD_UNIT,
             (
-                (slot, unit_id, row.unit.json, crc_of(row.unit.json), zlib.crc32(row.vector), ns, row.expires_at)
-                for slot, unit_id, row in zip(slots, chunk, rows, strict=True)
+                (slot, unit_id, made, crc_of(made), zlib.crc32(vector), ns, expires_at)
+                for slot, unit_id, (made, _, vector, expires_at, *_) in zip(slots, chunk, rows, strict=True)
             ),
         )
-        self._many(_ADD_VECTOR, zip(slots, (row.vector for row in rows), strict=True))
-        self._many(_ADD_LOG, zip(seqs, [Op.PUT] * len(rows), slots, strict=True))
+        self._many(_ADD_VECTOR, ((slot, vector) for slot, (_, _, vector, *_) in zip(slots, rows, strict=True)))
+        behind = self._seq - self._slot
+        self._run(_LOG_NEW, (behind, self._slot))
         if self._operation is not None:
-            self._many(history.ADD, ((seq, Op.PUT, ns, unit_id) for seq, unit_id in zip(seqs, chunk, strict=True)))
-        self._slot, self._seq = slots[-1], seqs[-1]
+            self._run(history.ADD_NEW, (behind, self._slot))
+        self._slot, self._seq = slots[-1], slots[-1] + behind
         self._counted(len(rows), ns)
         if merges:
-            words = [(slot, row.text, row.unit.unit) for slot, row in zip(slots, rows, strict=True)]
+            words = [(slot, text, *labels) for slot, (_, text, _, _, *labels) in zip(slots, rows, strict=True)]
             self._guarded(index_rows, self._path, ns, words)
             self._folded = self._slot
         else:
-            self._many(_ADD_TEXT, ((slot, row.text, ns) for slot, row in zip(slots, rows, strict=True)))
+            self._many(_ADD_TEXT, ((slot, text, ns) for slot, (_, text, *_) in zip(slots, rows, strict=True)))
             self._backlog += len(rows)
         self._absent.difference_update(chunk)
         for unit_id in chunk:
@@ -665,7 +674,7 @@ class Transaction:
             raise DimensionMismatchError(
                 self._dim, len(vector) // 4, f"the vector of {unit_id!r} has {len(vector)} bytes"
             )
-        _refuse_surrogates(text, f"the text of {unit_id!r}")
+        _refuse_surrogates(text, "the text of", unit_id)
         return named_unit(unit, unit_id)
 
     def _log(self, op: int, slot: int) -> None:
@@ -708,14 +717,14 @@ class Transaction:
 def named_unit(unit: NewUnit, unit_id: str) -> EncodedUnit:
     """The unit with this ``id`` and its JSON text. Raises as :func:`encode_unit`."""
     if not isinstance(unit, EncodedUnit):
-        return EncodedUnit(unit, encode_unit(unit, unit_id))
-    if unit.unit.get("id") == unit_id:
+        return EncodedUnit(encode_unit(unit, unit_id), unit_id, *_labels_of(unit))
+    if unit.unit_id == unit_id:
         return unit
-    if "id" in unit.unit:
-        return named_unit(unit.unit, unit_id)
-    _refuse_surrogates(unit_id, f"the id {unit_id!r}")
-    rest = f"{unit.json[:-1]}," if unit.unit else "{"
-    return unit._replace(json=f'{rest}"id":{json_text(unit_id)}}}')
+    if unit.unit_id != NO_ID:
+        return named_unit(json.loads(unit.json), unit_id)._replace(dated=unit.dated)
+    _refuse_surrogates(unit_id, "the id", unit_id)
+    rest = f"{unit.json[:-1]}," if unit.json != "{}" else "{"
+    return EncodedUnit(f'{rest}"id":{json_text(unit_id)}}}', unit_id, unit.kind, unit.tags, unit.dated)
 
 
 def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
@@ -728,7 +737,7 @@ def encode_unit(unit: MemoryUnit, unit_id: str) -> str:
         raise InvalidUnitError(f"unit {unit_id!r} is nested more than {MAX_NESTING} levels deep; flatten it") from error
     except (TypeError, ValueError) as error:
         raise InvalidUnitError(f"unit {unit_id!r} cannot be written as JSON: {error}") from error
-    _refuse_surrogates(text, f"unit {unit_id!r}")
+    _refuse_surrogates(text, "unit", unit_id)
     if text.count("{") + text.count("[") > MAX_NESTING and _depth(unit) > MAX_NESTING:
         raise InvalidUnitError(f"unit {unit_id!r} is nested more than {MAX_NESTING} levels deep; flatten it")
     return text
@@ -739,13 +748,14 @@ def crc_of(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def _refuse_surrogates(text: str, what: str) -> None:
+def _refuse_surrogates(text: str, what: str, name: str) -> None:
     if text.isascii():
         return
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidUnitError(f"{what} is not valid Unicode ({error.reason}); remove lone surrogates") from error
+        why = f"is not valid Unicode ({error.reason}); remove lone surrogates"
+        raise InvalidUnitError(f"{what} {name!r} {why}") from error
 
 
 def _depth(value: object) -> int:
@@ -765,5 +775,7 @@ def _text(raw: object) -> str:
     return raw.decode(errors="replace") if isinstance(raw, bytes) else ""
 
 
-def _terms_of(unit: MemoryUnit) -> tuple[Json, Json]:
-    return unit.get("type"), unit.get("tags")
+def _labels_of(unit: MemoryUnit) -> tuple[Json, Json]:
+    """Type and tags; a list of tags as a tuple, which the garbage collector leaves alone."""
+    tags = unit.get("tags")
+    return unit.get("type"), tuple(tags) if isinstance(tags, list) else tags

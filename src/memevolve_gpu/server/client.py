@@ -49,6 +49,7 @@ from ..records.filters import parse
 from ..types import Each, Filters, FloatArray, Hit, Json, JsonObject, MemoryUnit, Moment, Ttl, Vectors
 from ..utils.arguments import change, listed, mapping, shown, switch, whole_number, word
 from ..utils.config import namespace_path
+from ..utils.forking import lock, never_free, renew_in_child
 from ..utils.plain import as_plain, plain_text
 from ..utils.report_types import IndexInfo, Inventory, MaintenanceReport, OperationEntry, StorageHealth, StoreStatistics
 from ..utils.vectors import packed, unpacked
@@ -64,7 +65,7 @@ class RemoteStore(OpenBackend):
     """A store behind a server that ``memevolve-store serve`` started.
 
     Errors are those of the store itself, by class and message. Embedding happens on the server. A call is not repeated
-    unless the server says that it did not begin it. Safe to use from several threads.
+    unless the server says that it did not begin it. Safe to use from several threads; a forked child connects anew.
 
     Examples:
         >>> from memevolve_gpu.server.client import RemoteStore
@@ -89,15 +90,13 @@ class RemoteStore(OpenBackend):
             token: The token of a key, where the server has keys.
             namespace: The namespace to work in, below that of the key.
             timeout: Seconds to wait for an answer.
-            client: A client of httpx to use, with a certificate or a proxy of its own; it is closed with the store.
+            client: A client of httpx to use, with a certificate or a proxy of its own; it is closed with the store, and
+                a forked child refuses to use it.
         """
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        self._client = httpx.Client(timeout=timeout) if client is None else client
-        self._client.base_url = url
-        self._client.headers.update(headers)
+        self._connection = _Connection(url, headers, timeout, client)
         self.url = url
         self.namespace_path = namespace_path(namespace)
-        self._closed = [False]
 
     # Writing
 
@@ -239,7 +238,7 @@ class RemoteStore(OpenBackend):
         parse(filters)
         _, most, _ = window_of(order_by, limit, after, (int, str))
         body = {"filters": filters, "order_by": order_by}
-        self._check_open()
+        self._opened()
         return Listing(islice(self._pages(body, after, most), most), after)
 
     def facets(self, field: str, filters: Filters | None = None, limit: int | None = None) -> list[tuple[Json, int]]:
@@ -535,19 +534,18 @@ class RemoteStore(OpenBackend):
         source, path = mapping("state", state).get("url"), namespace_path(state.get("namespace"))
         if source is None or (source == self.url and path == self.namespace_path):
             return
-        token = self._client.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        token = self._connection.client().headers.get("Authorization", "").removeprefix("Bearer ") or None
         with RemoteStore(source, token, namespace=path) as other:
             rows = list(other.export_rows())
         self.store_batch([unit for unit, _ in rows], np.array([vector for _, vector in rows]))
 
     def close(self) -> None:
         """Close the connections. Further calls raise StoreClosedError, also those of views of its namespaces."""
-        self._closed[0] = True
-        self._client.close()
+        self._connection.close()
 
     def __repr__(self) -> str:
         where = f", namespace {'/'.join(self.namespace_path)!r}" if self.namespace_path else ""
-        return f"<RemoteStore {self.url!r}{where}{', closed' if self._closed[0] else ''}>"
+        return f"<RemoteStore {self.url!r}{where}{', closed' if self._connection.refusal else ''}>"
 
     # Inside
 
@@ -583,12 +581,12 @@ class RemoteStore(OpenBackend):
         return self._call("POST", path, body={**body, **space})
 
     def _call(self, method: str, path: str, query: Mapping[str, Json] | None = None, body: object = None) -> Json:
-        self._check_open()
+        client = self._opened()
         content = None if body is None else _json(body)
         until = time.monotonic() + _PATIENCE
         while True:
             try:
-                answer = self._client.request(
+                answer = client.request(
                     method, f"/v1/{path}", params=query, content=content, headers={"Content-Type": "application/json"}
                 )
             except httpx.HTTPError as error:
@@ -602,9 +600,48 @@ class RemoteStore(OpenBackend):
             return answer.json()
         raise _error_of(answer)
 
-    def _check_open(self) -> None:
-        if self._closed[0]:
-            raise StoreClosedError(f"the store {self.url!r} is closed; make a new RemoteStore")
+    def _opened(self) -> httpx.Client:
+        if self._connection.refusal:
+            raise StoreClosedError(f"the store {self.url!r} {self._connection.refusal}")
+        return self._connection.client()
+
+
+class _Connection:
+    """The client of httpx that a store and its views share.
+
+    A forked child makes another: on the connections of its parent each would read answers to the other.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout: float, given: httpx.Client | None) -> None:
+        self._url, self._headers, self._timeout, self._given = url, headers, timeout, given is not None
+        self.refusal = ""
+        """Why no more calls are made; empty while they are."""
+        self._client = None if given is None else self._set_up(given)
+        self._lock = lock()
+        self.client()  # an address that cannot be used is refused at once
+        renew_in_child(self)
+
+    def client(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None:
+                self._client = self._set_up(httpx.Client(timeout=self._timeout))
+            return self._client
+
+    def _set_up(self, client: httpx.Client) -> httpx.Client:
+        client.base_url = self._url
+        client.headers.update(self._headers)
+        return client
+
+    def close(self) -> None:
+        if not self.refusal:
+            self.refusal = "is closed; make a new RemoteStore"
+            self.client().close()
+
+    def after_fork(self) -> None:
+        never_free(self._client)  # to close it might end the parent's connections
+        self._client = None
+        if self._given and not self.refusal:
+            self.refusal = "has the client of another process; make a RemoteStore with a new client after the fork"
 
 
 def _json(body: object) -> bytes:

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import secrets
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from ..records.file_lock import one_process
 from ..utils.arguments import shown
 from ..utils.config import namespace_path
 from ..utils.drafts import PRIVATE, draft_of, remove_abandoned_drafts, sync_folder
+from ..utils.forking import lock
 
 SCOPES = ("read", "write", "admin")
 """read: look and search; write: change units; admin: what concerns the whole file. None includes another."""
@@ -71,7 +71,7 @@ class Keys:
             ConfigurationError: The file is no file of keys.
         """
         self.path = Path(path)
-        self._lock = threading.Lock()
+        self._lock = lock()
         self._looked_at, self._stamp = 0.0, (0, 0)
         self._by_digest: dict[str, Key] = {}
         self._refresh(now=0.0)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import struct
-import threading
 import zlib
 
 import numpy as np
 
 from ..types import FloatArray
+from ..utils.forking import lock
 
 DEFAULT_CAPACITY = 512
 DEFAULT_HALF_LIFE = 5000
@@ -50,9 +51,10 @@ class Reservoir:
         self._seed = seed
         self._kept = np.empty((0, dim), np.float32)
         self._count = 0
-        self._offering = False
+        self._lock = lock()
+        self._offering = 0
+        """The process in which a call of :meth:`offer` runs."""
         self._next = 1
-        self.reset_lock()
         self._restart(0)
 
     def __len__(self) -> int:
@@ -65,9 +67,9 @@ class Reservoir:
             ValueError: a vector that would be taken has another length.
         """
         with self._lock:
-            if self._offering:  # a signal handler or finalizer interrupts this call: its queries are skipped
+            if self._offering == os.getpid():  # a signal handler interrupts this call: its queries are skipped
                 return
-            self._offering = True
+            self._offering = os.getpid()
             try:
                 first = self.seen + 1
                 self.seen += len(vectors)
@@ -76,7 +78,7 @@ class Reservoir:
                     self._take(vectors[self._next - first])
                     self._next += self._skip(self._next + 1)
             finally:
-                self._offering = False
+                self._offering = 0
 
     def sample(self) -> FloatArray:
         """A copy of the sample in no particular order, float32 (m, dim)."""
@@ -111,11 +113,6 @@ class Reservoir:
         if found is not None:
             fresh._adopt(*found)
         return fresh
-
-    def reset_lock(self) -> None:
-        """In a forked child: a new lock."""
-        self._lock = threading.RLock()
-        self._offering = False
 
     def _adopt(self, rows: FloatArray, seen: int) -> None:
         if len(rows) > self.capacity:

@@ -1,19 +1,23 @@
 """The one handler for ``os.fork``: what is closed before a fork, and what is renewed in the child.
 
 A child has one thread and copies of everything. A lock that another thread held stays locked in it, and files that
-must not be shared are open in it. Objects and functions register here; the package calls ``os.register_at_fork``
-nowhere else.
+must not be shared are open in it. So the package takes its locks from :func:`lock`, which are free again in a child,
+and objects and functions register here; the package calls ``os.register_at_fork`` nowhere else.
 """
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import logging
 import os
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -63,7 +67,15 @@ class Forkable(Protocol):
         """Called in the child when :meth:`before_fork` returned False or raised."""
 
 
+PATIENCE = 2.0
+"""Seconds that a fork waits for calls of other threads."""
+
+_register = os.register_at_fork
+_registered: list[dict[str, Callable[[], object]]] = []
 _forking = threading.RLock()
+_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_awaited: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
+_taken: list[threading.RLock] = []
 _to_close: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _to_renew: weakref.WeakSet[AfterFork] = weakref.WeakSet()
 _to_call: list[Callable[[], object]] = []
@@ -77,6 +89,19 @@ def no_fork() -> Iterator[None]:
     """No fork happens inside the block."""
     with _forking:
         yield
+
+
+def lock(*, awaited: bool = False) -> threading.RLock:
+    """A re-entrant lock that is free in a forked child, unless the thread that forked holds it.
+
+    awaited: a fork waits for the thread that holds it, at most :data:`PATIENCE` seconds.
+    """
+    one = threading.RLock()
+    _locks.add(one)
+    if awaited:
+        with _forking:  # a fork goes through them
+            _awaited.add(one)
+    return one
 
 
 def close_for_fork(one: Forkable) -> None:
@@ -101,11 +126,74 @@ def never_free(one: object) -> None:
 
 def _before() -> None:
     _forking.acquire()
+    os.register_at_fork = _register_later  # type: ignore[assignment]
     _collects.append(gc.isenabled())
     gc.disable()  # until all is renewed: in the child, garbage of the parent may wait for threads that it lacks
-    with ExitStack() as every:  # one that fails keeps none of the others from its turn, here and below
+    with ExitStack() as every:  # last in, first out; one that fails keeps none of the others from its turn
+        every.callback(_wait_for_imports)
+        every.callback(_take_awaited)
         for one in list(_to_close):
             every.callback(_close, one)
+
+
+def _register_later(**handlers: Callable[[], object]) -> None:
+    """In place of ``os.register_at_fork`` while this module waits: of a module that is imported meanwhile, the handlers
+    for after the fork would run without the one for before it, and give back locks that others hold."""
+    if os.register_at_fork is _register:
+        _register(**handlers)
+    else:
+        _registered.append(handlers)
+
+
+def _register_now() -> None:
+    os.register_at_fork = _register
+    while _registered:
+        _register(**_registered.pop(0))
+
+
+def _take_awaited() -> None:
+    deadline = time.monotonic() + PATIENCE
+    for one in [*_awaited, *_logging()]:
+        _taken.append(one)
+        if not one.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            _taken.remove(one)
+
+
+def _logging() -> list[threading.RLock]:
+    """The locks of the handlers of logging, after that of the module, which its functions take first.
+
+    The module frees them in a child, but not the buffer of a file that another thread writes a record to.
+    """
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = {handler: None for one in loggers for handler in getattr(one, "handlers", ())}
+    found = [vars(logging).get("_lock"), *(handler.lock for handler in handlers)]
+    return [one for one in found if isinstance(one, type(_forking))]
+
+
+def _wait_for_imports() -> None:
+    """Wait for other threads that import modules, until none has come for a while.
+
+    A child would wait for ever for the lock of a module that was half imported when it was forked.
+    """
+    count, deadline = -1, 0.0
+    while any(_imports(frame) for thread, frame in _frames() if thread != threading.get_ident()):
+        if len(sys.modules) != count:
+            count, deadline = len(sys.modules), time.monotonic() + PATIENCE
+        elif time.monotonic() > deadline:
+            return
+        time.sleep(0.001)
+
+
+def _frames() -> list[tuple[int, FrameType]]:
+    return list(sys._current_frames().items())  # noqa: SLF001 - a documented function of CPython and PyPy
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "_find_and_load" and "importlib" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _close(one: Forkable) -> None:
@@ -114,9 +202,17 @@ def _close(one: Forkable) -> None:
         _closed.append(_in_use.pop())
 
 
+def _give_back() -> None:
+    while _taken:
+        with suppress(RuntimeError):  # logging has freed its own in a child
+            _taken.pop().release()
+
+
 def _after() -> None:
     with ExitStack() as every:
         every.callback(_forking.release)
+        every.callback(_register_now)
+        every.callback(_give_back)
         every.callback(_in_use.clear)
         every.callback(_closed.clear)
         for one in _closed:
@@ -134,8 +230,17 @@ def _in_parent() -> None:
         every.callback(_collect)
 
 
+def _free_locks() -> None:
+    """Free the locks that threads of the parent held: those that this thread cannot take."""
+    for one in list(_locks):
+        if one.acquire(blocking=False):
+            one.release()
+        else:
+            one._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - what the standard library calls
+
+
 def _in_child() -> None:
-    with ExitStack() as every:  # last in, first out
+    with ExitStack() as every:
         every.callback(_collect)
         for function in reversed(_to_call):
             every.callback(function)
@@ -144,6 +249,7 @@ def _in_child() -> None:
         every.callback(_after)
         for one in _in_use:
             every.callback(one.disable_in_child)
+        every.callback(_free_locks)
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

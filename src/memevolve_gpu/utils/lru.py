@@ -31,6 +31,10 @@ class LruCache(Generic[K, V]):
         self._entries.move_to_end(key)
         return self._entries[key]
 
+    def peek(self, key: K) -> V | None:
+        """As :meth:`get`; the value does not count as used."""
+        return self._entries.get(key)
+
     def put(self, key: K, value: V) -> V:
         """Keep ``value``, drop what is beyond the capacity, and return ``value``."""
         self._entries[key] = value

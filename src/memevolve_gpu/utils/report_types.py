@@ -168,7 +168,8 @@ class StorageHealth(_Health, total=False):
     near_limit: bool
     at_limit: bool
     performance_status: str
-    """OPTIMAL; DEGRADED above 100 and INEFFICIENT below 10 vectors per inverted list; GOOD where no lists are used."""
+    """OPTIMAL; DEGRADED above 100 vectors per inverted list where the default rule plans a third more lists;
+    INEFFICIENT below 10; GOOD where no lists are used."""
     current_nlist: int | None
     vectors_per_centroid: float | None
     training_quality_score: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -15,6 +14,7 @@ from ...errors import ConfigurationError, InvalidFilterError, InvalidQueryError
 from ...monitoring.events import LatencyRing
 from ...types import Filters, JsonObject, MemoryUnit
 from ...utils.arguments import having, mapping, switch, whole_number
+from ...utils.forking import lock
 from ...utils.timestamps import now_text
 from ..store.base import StorageBackend
 from ..store.foreign import as_backend
@@ -64,7 +64,7 @@ class RetrievalMetrics:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._tallies: dict[str, _Tally] = {}
 
     def record(self, strategy: str, seconds: float, found: int | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -18,6 +17,7 @@ from ...types import Filters, FloatArray, JsonObject
 from ...utils.arguments import mapping, real_number, whole_number, word
 from ...utils.embeddings import Embedder, EmbeddingFunction
 from ...utils.embeddings.cross_encoder import CrossEncoder
+from ...utils.forking import lock
 from ...utils.lru import LruCache
 from ...utils.vectors import normalize_rows
 from ..store.base import StorageBackend
@@ -111,7 +111,7 @@ class VectorScan:
         """Raises EmbeddingError when ``function`` cannot be called."""
         self._embedder = Embedder(function)
         self._known: LruCache[str, FloatArray] = LruCache(_CACHED_TEXTS)
-        self._lock = threading.RLock()  # the embedding function may call the strategy
+        self._lock = lock()  # the embedding function may call the strategy
 
     def ranked(self, backend: StorageBackend, query: str, limit: int, filters: Filters | None) -> list[Ranked]:
         """Return the units with the largest cosine."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ from ...errors import LockTimeoutError, StorageError
 from ...monitoring.events import EventLog
 from ...records.records import Records
 from ...records.transaction import Transaction, enter, in_order, read_counts
-from ...utils.forking import renew_in_child
+from ...utils.forking import lock, renew_in_child
 
 FLUSH_AT = 1000
 """Ids that are written together."""
@@ -40,7 +39,7 @@ class Accesses:
         self._wake = wake
         self._reads: list[tuple[float, int, Sequence[str]]] = []
         self._held = 0
-        self._flushing = threading.RLock()
+        self._flushing = lock()
         self._busy = False
         renew_in_child(self)
 
@@ -102,8 +101,7 @@ class Accesses:
             return tx.read(lambda con: read_counts(con, ns))
 
     def after_fork(self) -> None:
-        """Make a new lock in a forked child and drop the reads, which the parent writes."""
-        self._flushing = threading.RLock()
+        """Drop the reads in a forked child, which the parent writes."""
         self._busy = False
         self._taken()
 

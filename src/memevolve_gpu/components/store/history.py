@@ -277,7 +277,7 @@ class HistoryMixin(Unsupported):
             session.live.query_sample.forget()  # here: the background saves them in a transaction
             session.live.columns.forget_named()
         session.live.reload("units were erased")
-        files = session.maintenance.alone(lambda: finish_erasure(session.records, session.live.snapshot_path, seconds))
+        files = session.maintenance.alone(lambda: finish_erasure(session.records, seconds))
         if had_snapshot:
             session.maintenance.snapshot()
         left = leftovers(session.records.path, session.prefix)

@@ -11,7 +11,7 @@ import apsw
 import numpy as np
 
 from ...errors import ConflictError
-from ...live.field_columns import FieldValues
+from ...live.field_values import FieldValues
 from ...live.namespaces import Scope
 from ...records.connections import all_rows
 from ...records.filter_sql import ids_at, matching

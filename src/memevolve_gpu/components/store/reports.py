@@ -474,6 +474,7 @@ def event_reports(events: EventLog) -> list[EventReport]:
 
 def _file_bytes(session: StoreSession) -> dict[str, int]:
     files = session.records.file_bytes()
-    with suppress(FileNotFoundError):
-        files["snapshot"] = session.live.snapshot_path.stat().st_size
+    for name, path in (("snapshot", session.live.snapshot_path), ("columns", session.records.columns_path)):
+        with suppress(FileNotFoundError):
+            files[name] = path.stat().st_size
     return files

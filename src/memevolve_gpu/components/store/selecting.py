@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -249,25 +250,27 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
         return self._open.records.write(namespace=self.namespace_path, operation=name, grouped=grouped)
 
     def _stamped(self, plain: MemoryUnit, where: str = "unit") -> EncodedUnit:
-        """The unit, which :func:`.units.plain_unit` made, as it is stored where it replaces none."""
-        metadata = plain.get("metadata") or {}
+        """The unit, which :func:`.units.plain_unit` made, as it is stored where it replaces none; changes ``plain``."""
+        metadata = plain.get("metadata")
+        if not metadata:
+            metadata = plain["metadata"] = {}
         dated = "created_at" not in metadata
         if dated:
-            plain["metadata"] = {**metadata, "created_at": self._generate_timestamp()}
+            metadata["created_at"] = self._generate_timestamp()
         return encoded(plain, where, dated)
 
     def _keep_times(self, made: list[EncodedUnit], tx: Transaction) -> list[EncodedUnit]:
         """What :meth:`_stamped` made; the dated ones take ``created_at`` from the units that they replace."""
-        held = tx.taken(one.unit["id"] for one in made if one.dated and one.unit.get("id"))
+        held = tx.taken(one.unit_id for one in made if one.dated and one.unit_id)
         if not held:
             return made
         now = self._open.clock()
         times = tx.read(lambda con: created_at_of(con, held, tx.namespace, now))
-        return [self._created(one, times) if one.dated and one.unit.get("id") in times else one for one in made]
+        return [self._created(one, times) if one.dated and one.unit_id in times else one for one in made]
 
     def _created(self, one: EncodedUnit, times: Mapping[str, str]) -> EncodedUnit:
-        unit = one.unit
-        return encoded({**unit, "metadata": {**unit["metadata"], "created_at": times[unit["id"]]}})
+        unit = json.loads(one.json)
+        return encoded({**unit, "metadata": {**unit["metadata"], "created_at": times[one.unit_id]}})
 
     def _merge_into(self, operation: str, chosen: Callable[[Transaction], list[str]], changes: object) -> int:
         """Merge the changes into the units of the chosen ids, in one transaction."""
@@ -281,11 +284,10 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
                 missing = dict.fromkeys(text for _, text, _ in rows if text is not None and text not in vectors)
                 if not missing:
                     for made, text, until in rows:
-                        unit_id = made.unit["id"]
                         if text is None:
-                            tx.edit(unit_id, made, until)
+                            tx.edit(made.unit_id, made, until)
                         else:
-                            tx.put(made, text, vectors[text].tobytes(), unit_id, until)
+                            tx.put(made, text, vectors[text].tobytes(), made.unit_id, until)
             if not missing:
                 break
             # outside the lock: it may take seconds, and units may change meanwhile

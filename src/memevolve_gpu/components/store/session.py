@@ -53,6 +53,9 @@ FLUSH_SECONDS = 1.0
 _ERASURE_SECONDS = 5.0
 """How long an opening waits for readers, to finish an erasure."""
 
+FORESEEN_BY_WRITES = 2.0
+"""Growth after which a write has the fields read that filters may name; a search has it sooner."""
+
 APPLY_EVERY = 32
 """Single writes after which the index is brought up to date even without a search."""
 
@@ -126,7 +129,7 @@ class StoreSession:
             self.consider_maintenance("queries")
         elif self.live.device_manager.needs_look:
             self.consider_maintenance("device")
-        elif self.worker.start_failure or self.live.columns.wants_foresight:
+        elif self.worker.start_failure or self.live.needs_foresight():
             self.wake()
 
     def follow(self) -> View:
@@ -148,7 +151,7 @@ class StoreSession:
         except AFTER_COMMIT as error:
             self.events.record("maintenance-failed", f"cannot tell whether any is due: {error}", level=logging.ERROR)
             return
-        if due or self.worker.start_failure or self.live.columns.wants_foresight:
+        if due or self.worker.start_failure or self.live.needs_foresight(FORESEEN_BY_WRITES):
             self.wake()
 
     def wake(self) -> bool:
@@ -222,7 +225,7 @@ class StoreSession:
 
     def close(self) -> None:
         """Stop the background thread, write what is buffered and close the records."""
-        self.closed = True
+        self.closed = self.maintenance.closing = True
         try:
             self.worker.stop()
             self.accesses.close()
@@ -237,7 +240,7 @@ class StoreSession:
             self.accesses.flush(timeout=FLUSH_SECONDS)
         self.live.prepare(self.fields)
         recalled, self.recalled = self.recalled, {}
-        self.live.foresee(recalled)
+        self.live.foresee(recalled, lambda: self.closed)
         self.live.save_fields(FLUSH_SECONDS)
         return self.maintenance.run_if_due()
 
@@ -305,7 +308,7 @@ def _assemble(
     events = EventLog()
     _remember_model(records, embedder)
     config = _remember_index_type(records, config)
-    _finish_erasure(prefix, records, events)
+    _finish_erasure(records, events)
     limit = _memory_limit(config)
     legacy_problem = import_legacy(prefix, records, embedder, events, Limits(config.max_memory_units, limit))
     device_manager = _device_manager(config, machine, events)
@@ -334,12 +337,12 @@ def _declare_fields(session: StoreSession) -> None:
     session.wake()
 
 
-def _finish_erasure(prefix: str, records: Records, events: EventLog) -> None:
+def _finish_erasure(records: Records, events: EventLog) -> None:
     """Complete an erasure that was interrupted; an event where that cannot be done now."""
     if records.read_only or not is_unfinished(records):
         return
     try:
-        finish_erasure(records, Path(f"{prefix}.snapshot"), _ERASURE_SECONDS)
+        finish_erasure(records, _ERASURE_SECONDS)
     except MemEvolveError as error:
         events.record("erasure-unfinished", str(error), level=logging.ERROR)
 

@@ -279,7 +279,9 @@ def _plain_list(values: list[Json] | tuple[Json, ...], where: str, level: int) -
     if level > MAX_LEVELS:
         raise RecursionError
     return [
-        _plain_dict(value, where, level + 1)
+        value
+        if type(value) in _SCALARS
+        else _plain_dict(value, where, level + 1)
         if isinstance(value, dict)
         else _plain_list(value, where, level + 1)
         if isinstance(value, (list, tuple))
@@ -303,4 +305,4 @@ def encoded(unit: MemoryUnit, where: str = "unit", dated: bool = False) -> Encod
         raise InvalidUnitError(f"{where} cannot be kept as JSON: {error}; use plain JSON values") from error
     if size > MAX_UNIT_BYTES:
         raise InvalidUnitError(f"{where} has {size} bytes as JSON, the most is {MAX_UNIT_BYTES}; split it")
-    return EncodedUnit(unit, text, dated)
+    return EncodedUnit.of(unit, text, dated)

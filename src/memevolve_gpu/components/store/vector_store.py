@@ -18,7 +18,7 @@ from ...live.namespaces import Scope
 from ...live.scheduler import RebuildReason
 from ...records.check import Finding
 from ...records.records import Records
-from ...records.transaction import Transaction
+from ...records.transaction import EncodedUnit, Transaction
 from ...types import Each, Filters, FloatArray, Hit, JsonObject, MemoryUnit, Moment, Ttl, Vectors
 from ...utils.arguments import callback, change, listed, mapping, path_text, shown, switch, whole_number, word
 from ...utils.config import StorageConfig, namespace_path
@@ -54,7 +54,6 @@ from .units import (
     one_id,
     plain_unit,
     text_to_embed,
-    texts_of,
     unit_to_text,
     with_id,
 )
@@ -650,24 +649,33 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         callback("progress", progress)
         given = listed("units", units, InvalidUnitError)
         moments(ttl, expires_at, 0.0, len(given))
-        plain = [plain_unit(unit, f"units[{i}]") for i, unit in enumerate(given)]
-        made = [self._stamped(unit, f"units[{i}]") for i, unit in enumerate(plain)]
-        if not plain and not delete_ids:
+        if not given and not delete_ids:
             return []
-        texts = texts_of(plain, to_embed=embeddings is None)
-        vectors = session.embedder.vectors_for(texts, embeddings, progress) if plain else np.empty((0, 0), np.float32)
+        made, texts = self._encoded_batch(given, to_embed=embeddings is None)
+        vectors = session.embedder.vectors_for(texts, embeddings, progress) if given else np.empty((0, 0), np.float32)
         ids: list[str] = []
-        move_waiting_rows(session, len(plain))
+        move_waiting_rows(session, len(made))
         with self._write(operation) as tx:
             drop_all(tx, delete_ids, since)
-            pruned = reserve_room(session, tx, [unit.get("id") for unit in plain])
-            ids.extend(_ids_for(plain, tx))
+            own = [one.unit_id or None for one in made]
+            pruned = reserve_room(session, tx, own)
+            ids.extend(_ids_for(own, tx))
             made = self._keep_times(made, tx)
             until = moments(ttl, expires_at, session.clock(), len(ids), tx.limits.default_ttl)
             tx.put_many(zip(made, texts, (row.tobytes() for row in vectors), ids, until, strict=True))
         session.written()
         report_pruned(session, pruned)
         return ids
+
+    def _encoded_batch(self, units: Sequence[object], *, to_embed: bool) -> tuple[list[EncodedUnit], list[str]]:
+        """The units as they are stored where they replace none, and their texts."""
+        made, texts = [], []
+        for i, unit in enumerate(units):
+            where = f"units[{i}]"
+            plain = plain_unit(unit, where)
+            made.append(self._stamped(plain, where))
+            texts.append(text_to_embed(plain, where) if to_embed else unit_to_text(plain))
+        return made, texts
 
     def _find_text(
         self,
@@ -701,12 +709,11 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         return found
 
 
-def _ids_for(units: list[MemoryUnit], tx: Transaction) -> list[str]:
-    """The units' own ids, and fresh ones for the rest that none of the others in the batch carries."""
-    own = {unit["id"] for unit in units if unit.get("id")}
-    lacking = sum(not unit.get("id") for unit in units)
+def _ids_for(own: list[str | None], tx: Transaction) -> list[str]:
+    """The own ids of units, and fresh ones for the rest that none of the others in the batch carries."""
+    known, lacking = set(own), own.count(None)
     fresh: list[str] = []
     while len(fresh) < lacking:
-        fresh += [unit_id for unit_id in tx.next_auto_ids(lacking - len(fresh)) if unit_id not in own]
+        fresh += [unit_id for unit_id in tx.next_auto_ids(lacking - len(fresh)) if unit_id not in known]
     rest = iter(fresh)
-    return [unit.get("id") or next(rest) for unit in units]
+    return [next(rest) if unit_id is None else unit_id for unit_id in own]

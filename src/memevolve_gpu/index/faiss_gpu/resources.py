@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import traceback
 import weakref
 from collections import deque
@@ -13,7 +12,7 @@ from types import ModuleType
 
 from ...errors import DeviceError, MemEvolveError
 from ...types import FaissIndex, FaissObject
-from ...utils.forking import call_in_child
+from ...utils.forking import call_in_child, lock
 from ..device_failover import BusyError, cause_of, lost_devices, mark_lost
 from ..faiss_support import load_faiss
 from .sizes import CODE_BYTES, TEMPORARY_BYTES
@@ -26,7 +25,7 @@ _BUSY_POLL_S = 0.1
 """Seconds that a search waits for a device on which another thread builds."""
 
 _by_device: dict[int, GpuResources] = {}
-_registry = threading.Lock()
+_registry = lock()
 
 
 class _Reading:
@@ -76,7 +75,7 @@ class GpuResources:
 
     def __init__(self, faiss: ModuleType, number: int) -> None:
         self.faiss, self.number, self.name = faiss, number, f"cuda:{number}"
-        self._lock, self._forked = threading.RLock(), False
+        self._lock, self._forked = lock(), False
         self.resources: FaissObject = None
         self._handles: weakref.WeakSet[GpuIndexHandle] = weakref.WeakSet()
         self._retired: deque[list[FaissIndex]] = deque()
@@ -169,8 +168,8 @@ class GpuResources:
             self.resources.this.disown()
 
     def after_fork(self) -> None:
-        """In a child: the parent's CUDA context does not exist, and a thread that does not exist may hold the lock."""
-        self._lock, self._forked = threading.RLock(), True
+        """In a child: the parent's CUDA context does not exist."""
+        self._forked = True
         self.give_up()
 
     def _free_retired(self) -> None:
@@ -254,8 +253,6 @@ def _first_line(error: BaseException) -> str:
 
 
 def _after_fork() -> None:
-    global _registry  # noqa: PLW0603 - a lock that may be held by a thread which does not exist in the child
-    _registry = threading.Lock()
     for gpu_resources in _by_device.values():
         gpu_resources.after_fork()
 

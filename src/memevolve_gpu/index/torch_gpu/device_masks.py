@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
-from ...utils.forking import renew_in_child
+from ...utils.forking import lock
 from ...utils.lru import LruCache
 from ..bitmap import RowFilter
 from .device_rows import DeviceRows
@@ -23,12 +22,7 @@ class Masks:
 
     def __init__(self) -> None:
         self._kept: LruCache[int, tuple[RowFilter, DeviceRows]] = LruCache(_KEPT)
-        self._lock = threading.Lock()
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock in a forked child."""
-        self._lock = threading.Lock()
+        self._lock = lock()
 
     def rows(self, rows_on_device: DeviceRows, row_filter: RowFilter) -> DeviceRows:
         """``rows_on_device`` with the rows hidden that ``row_filter`` excludes; positions stay."""

@@ -8,10 +8,11 @@ in 64 bits. Parameters named ``constexpr`` are compiled in.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from ...utils.forking import lock
 
 # Triton reads annotations: only compile-time constants have one.
 # mypy: disable-error-code="no-untyped-def, assignment"
@@ -23,7 +24,7 @@ tl: Any = None
 
 _COUNTS = ("groups", "nq", "nlist", "nprobe", "width", "count", "m")
 
-_lock = threading.Lock()
+_lock = lock()
 _loaded: SimpleNamespace | None = None
 
 

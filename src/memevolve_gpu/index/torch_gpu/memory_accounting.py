@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...errors import DeviceError
 from ...types import Precision
-from ...utils.forking import renew_in_child
+from ...utils.forking import lock
 from .device_rows import GROUP, padded_columns, padded_groups
 
 SCRATCH = 512 << 20
@@ -57,12 +56,7 @@ class Account:
         self.device = device
         self.limit: int | None = None
         self.used = WORKSPACE if device.startswith("cuda") else 0
-        self._lock = threading.RLock()  # a finaliser that runs while it is held gives bytes back, too
-        renew_in_child(self)
-
-    def after_fork(self) -> None:
-        """Replace the lock in a forked child."""
-        self._lock = threading.RLock()
+        self._lock = lock()  # a finaliser that runs while it is held gives bytes back, too
 
     def take(self, amount: int, purpose: str) -> None:
         """Count ``amount`` bytes as used.
@@ -95,7 +89,7 @@ class Account:
 
 
 _accounts: dict[str, Account] = {}
-_accounts_lock = threading.Lock()
+_accounts_lock = lock()
 
 
 def account_of(device: str) -> Account:

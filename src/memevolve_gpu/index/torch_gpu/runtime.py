@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ...errors import DeviceError, EngineError, first_line
 from ...types import AnyArray, Device, Event, FloatArray, Matrix, Stream, Tensor
-from ...utils.forking import call_in_child
+from ...utils.forking import call_in_child, lock
 from ...utils.vectors import as_tensor
 from ..device_failover import cause_of, lost_devices, mark_lost
 
@@ -57,7 +57,7 @@ class DeviceLock:
     """A reentrant lock that refuses a build's next step once the process ends."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = lock()
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """As of ``threading.RLock``."""
@@ -88,7 +88,7 @@ class _Process:
 
     ends = False
     locks: dict[str, DeviceLock] = {}  # noqa: RUF012 - one for the process
-    lock = threading.RLock()
+    known = lock()
     builds = 0
     fewer_builds = threading.Condition()
     builds_here = _Depth()
@@ -96,7 +96,7 @@ class _Process:
 
 def device_lock(device: str) -> DeviceLock:
     """The lock of ``device``, one object per process."""
-    with _Process.lock:
+    with _Process.known:
         return _Process.locks.setdefault(device, DeviceLock())
 
 
@@ -123,13 +123,13 @@ def _end() -> None:
     _Process.ends = True
     with _Process.fewer_builds:
         _Process.fewer_builds.wait_for(lambda: _Process.builds == 0, _EXIT_TIMEOUT_S)
-    for lock in list(_Process.locks.values()):
-        lock.acquire(timeout=_EXIT_TIMEOUT_S)
+    for held in list(_Process.locks.values()):
+        held.acquire(timeout=_EXIT_TIMEOUT_S)
 
 
 def _in_child() -> None:
     """Locks that the parent's threads held would never be released."""
-    _Process.lock, _Process.fewer_builds, _Process.builds = threading.RLock(), threading.Condition(), 0
+    _Process.fewer_builds, _Process.builds = threading.Condition(), 0
     _Process.locks.clear()
     _stagings.clear()
 
@@ -138,7 +138,7 @@ call_in_child(_in_child)
 
 
 _INSTALL = "pip install 'memevolve-gpu[torch]'"
-_lock = threading.Lock()
+_lock = lock()
 _streams: dict[str, Stream] = {}
 _owner: int | None = None
 """The process that opened a GPU first; its children must not use it."""

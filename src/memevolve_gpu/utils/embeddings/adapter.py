@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import numpy as np
 from ...errors import DimensionMismatchError, EmbeddingError, EngineError, InvalidVectorError
 from ...types import FloatArray, T, Vectors
 from ..arguments import texts_of
+from ..forking import lock
 from ..plain import plain_text
 from ..vectors import check_vector, check_vectors, to_host, usual_vector
 
@@ -149,7 +149,7 @@ class Embedder:
             kind = type(function).__name__
             raise EmbeddingError(f"embedding_function must be callable with a text, got {kind}; pass a function")
         self._function = function
-        self._lock = threading.RLock()
+        self._lock = lock()
         self._dim = dim if dim is not None else _declared_dimension(function)
         self._cached_query = lru_cache(maxsize=QUERY_CACHE_SIZE)(self._embed_frozen)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ..config import may_download, no_telemetry
-from ..forking import never_free, renew_in_child
+from ..forking import lock, never_free, renew_in_child
 from .local import INSTALL, OWN, hush, listed_name, model_errors, onnx_file, registered
 
 if TYPE_CHECKING:
@@ -43,14 +42,14 @@ class CrossEncoder:
             file = onnx_file(path)
             name, self._folder = registered(encoder, file), str(file.parent)
         self._name = name
-        self._lock = threading.RLock()
+        self._lock = lock(awaited=True)
         self._loaded: TextCrossEncoder | None = None
         renew_in_child(self)
 
     def after_fork(self) -> None:
         """Load the model anew in a forked child, which lacks the threads that the old one waits for."""
         never_free(self._loaded)
-        self._lock, self._loaded = threading.RLock(), None
+        self._loaded = None
 
     def __call__(self, query: str, texts: Sequence[str]) -> list[float]:
         """Return a number for each text, larger for a better match.

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from ...errors import ConfigurationError, EmbeddingError, EngineError
 from ...types import FloatArray, Vectors
 from ..arguments import optional_text, path_text, switch, whole_number
 from ..config import fastembed_cache, may_download, no_telemetry
-from ..forking import never_free, renew_in_child
+from ..forking import lock, never_free, renew_in_child
 from ..vectors import normalize_rows
 from .adapter import TextEmbedder, prefixes_of
 
@@ -114,7 +113,7 @@ class LocalEmbedder(TextEmbedder):
         self._device = optional_text("device", device)
         self._batch_size = whole_number("batch_size", batch_size, error=ConfigurationError)
         self._chunk = switch("chunk", chunk)
-        self._lock = threading.RLock()
+        self._lock = lock(awaited=True)
         self._loaded: _Runtime | None = None
         renew_in_child(self)
         self._warned = False
@@ -124,7 +123,7 @@ class LocalEmbedder(TextEmbedder):
     def after_fork(self) -> None:
         """Load the model anew in a forked child, which lacks the threads that the old one waits for."""
         never_free(self._loaded)
-        self._lock, self._loaded = threading.RLock(), None
+        self._loaded = None
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)  # those of OpenMP are not there either
 
