@@ -54,7 +54,8 @@ def calls(instance: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
     for verb in dir(type(instance)):
         function = getattr(type(instance), verb)
         ours = str(getattr(function, "__module__", "")).startswith("memevolve_gpu") and callable(function)
-        if ours and not verb.startswith("_") and verb not in ENDING and not verb.endswith("_async"):
+        hook = verb == "model_post_init"  # pydantic's, not a call of users
+        if ours and not hook and not verb.startswith("_") and verb not in ENDING and not verb.endswith("_async"):
             yield verb, getattr(instance, verb)
 
 
