@@ -70,7 +70,8 @@ def of_ten_million(ten: Any) -> str:
         f"{high['recall@10 out of distribution']:.3f} in {high['median_ms']:.0f} ms; "
         f"{ten['stored_per_s']:,.0f} units/s, then {ten['settled_s'] / 60:.1f} min to build; "
         f"{memory['stays']['anonymous'] / 1000:.1f} GB that cannot be dropped, "
-        f"{memory['peak']['anonymous'] / 1000:.1f} at the peak; {ten['disk_mb']['peak']['disk'] / 1000:.0f} GB of disk; opened in "
+        f"{memory['peak']['anonymous'] / 1000:.1f} at the peak; "
+        f"{ten['disk_mb']['peak']['disk'] / 1000:.0f} GB of disk; opened in "
         f"{ten['reopening_ms']['open'] / 1000:.1f} s"
     )
 
