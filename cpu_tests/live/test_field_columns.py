@@ -424,6 +424,21 @@ def test_columns_of_newer_records_are_not_used_for_an_older_copy(
         assert store.count({"metadata.n": 2000}) == 60
 
 
+@pytest.mark.parametrize(("limit", "most"), [("FORESEEN_TEXTS", 400), ("FORESEEN_BYTES", 0)])
+def test_foresight_is_bounded_and_filters_find_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "PASS_VALUES", 1)
+    monkeypatch.setattr(field_columns, limit, most)
+    with filled(tmp_path / "m") as store:
+        live = store._open.live
+        live.foresee({}, lambda: False)
+        held = {path for path in (("metadata", "word"), ("metadata", "n"), ("tags",)) if live.columns.holds([path])}
+        assert held == ({("metadata", "n"), ("tags",)} if most else set())
+        assert asked(store) == [count for _, count in ASKED]
+
+
 def test_a_round_of_maintenance_leaves_no_columns_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
     with filled(tmp_path / "m") as store:

@@ -43,6 +43,9 @@ again. The fields of fewer units are read in a few milliseconds."""
 PAGE_SLOTS, PASS_VALUES = 2_048, 1_200_000
 """Slots of one page of that reading; values of one pass, which are in memory before they become a column."""
 
+FORESEEN_TEXTS, FORESEEN_BYTES = 200_000, 48 << 20
+"""A field with more different texts is read when a filter names it; columns in memory before they are in the file."""
+
 BYTES_PER_ROW, LEAST_BYTES = 100, 1 << 20
 """Columns are dropped, the least recently used first, while all together need more bytes than this."""
 
@@ -313,7 +316,8 @@ class FieldColumns:
         paths = paths[: MOST_COLUMNS - len(self._columns)]
         at_once, made = max(1, PASS_VALUES // max(1, len(slots))), dict[Path, _Column]()
         for start in range(0, len(paths), at_once):
-            made |= self._gathered(paths[start : start + at_once], slots, pause, stop)
+            if sum(one.nbytes for one in made.values()) < FORESEEN_BYTES:
+                made |= self._gathered(paths[start : start + at_once], slots, recalled, pause, stop)
         for path, column in made.items():
             if recalled.get(path):
                 column.read.by_row(moments=True)  # converts them now
@@ -333,17 +337,27 @@ class FieldColumns:
             self._unsaved = will_be_saved
 
     def _gathered(
-        self, paths: list[Path], slots: IntArray, pause: Callable[[], None], stop: Callable[[], bool]
+        self,
+        paths: list[Path],
+        slots: IntArray,
+        recalled: Mapping[Path, bool],
+        pause: Callable[[], None],
+        stop: Callable[[], bool],
     ) -> dict[Path, _Column]:
-        """The columns of several fields for these slots, read in one pass; none where that was stopped."""
+        """The columns of several fields for these slots, read in one pass; none where that was stopped.
+
+        Without fields of very many texts, unless they are recalled.
+        """
         readers = {path: FieldReader() for path in paths}
-        for start in range(0, len(slots) if paths else 0, PAGE_SLOTS):
+        for start in range(0, len(slots), PAGE_SLOTS):
             page = slots[start : start + PAGE_SLOTS]
-            if stop():
+            if stop() or not readers:
                 return {}
-            found, fields = self._records.field_values(paths, within=(int(page[0]), int(page[-1])))
-            for reader, values in zip(readers.values(), fields, strict=True):
-                reader.add(_in_order_of(page, found, values))
+            found, fields = self._records.field_values(list(readers), within=(int(page[0]), int(page[-1])))
+            for path, values in zip(list(readers), fields, strict=True):
+                readers[path].add(_in_order_of(page, found, values))
+                if readers[path].distinct_texts > FORESEEN_TEXTS and path not in recalled:
+                    del readers[path]
                 pause()
         return {path: _Column(reader.finished(), {}) for path, reader in readers.items()}
 

@@ -85,6 +85,10 @@ class FieldReader:
         else:
             self._big.append((row, value))
 
+    @property
+    def distinct_texts(self) -> int:
+        return len(self._texts)
+
     def finished(self) -> FieldValues:
         """The values of all rows that were added."""
         missing, null = np.zeros(self._n, dtype=np.bool_), np.zeros(self._n, dtype=np.bool_)
