@@ -9,16 +9,32 @@ import inspect
 import os
 import re
 import signal
+import stat
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HANGS", "SEED", "STAND_IN", "FakeBatchEmbedder", "FakeEmbedder", "as_child", "each", "ended", "fork"]
+__all__ = [
+    "HANGS",
+    "SEED",
+    "STAND_IN",
+    "FakeBatchEmbedder",
+    "FakeEmbedder",
+    "as_child",
+    "each",
+    "ended",
+    "fork",
+    "inside_in_another_thread",
+    "nameless",
+]
 
 SEED = 20_260_101
 """Seed of every random choice of the tests that hypothesis does not make; printed in the header of a run."""
@@ -154,3 +170,36 @@ def ended(pid: int) -> int:
 def as_child(act: Callable[[], object]) -> int:
     """Run ``act`` in a forked child until it ends; returns its exit status, as ``ended`` does."""
     return ended(fork(act))
+
+
+@contextmanager
+def inside_in_another_thread(entered: AbstractContextManager[object]) -> Iterator[None]:
+    """Another thread is inside ``entered``, which may be a lock, for the time of the block."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with entered:
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    inside.wait()
+    try:
+        yield
+    finally:
+        leave.set()
+        thread.join()
+
+
+def nameless(folder: Path) -> list[os.stat_result]:
+    """The open files of this process that lie on the folder's disk and have no name."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            facts = entry.stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(facts.st_mode) and not facts.st_nlink and facts.st_dev == folder.stat().st_dev:
+            found[facts.st_ino] = facts
+    return list(found.values())

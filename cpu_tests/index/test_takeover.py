@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from oracle import KINDS, clustered, index_of, rows_of
-from support import as_child
+from support import as_child, nameless
 
 from memevolve_gpu.index import snapshot_file, vector_table
 from memevolve_gpu.index.base import Index
@@ -56,19 +56,6 @@ def read(path: Path) -> tuple[Index, SnapshotInfo]:
     index, info = read_snapshot(path, store_id="s", dim=DIM, metric="l2")
     index.table.check()
     return index, info
-
-
-def nameless(folder: Path) -> list[os.stat_result]:
-    """The open files of this process that lie on the folder's disk and have no name."""
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            facts = entry.stat()
-        except OSError:
-            continue
-        if stat.S_ISREG(facts.st_mode) and not facts.st_nlink and facts.st_dev == folder.stat().st_dev:
-            found[facts.st_ino] = facts
-    return list(found.values())
 
 
 @pytest.fixture(params=["all", "later"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import nameless
 
 from memevolve_gpu import StorageConfig, VectorStore
 from memevolve_gpu.index import spill, vector_table
@@ -51,17 +52,8 @@ def assert_found(store: VectorStore, vectors: FloatArray, gone: int | None = Non
     assert store.count() == len(vectors) - (gone is not None)
 
 
-def nameless(folder: Path) -> int:
-    """Bytes on the disk of files of the folder's file system that this process has open and that have no name."""
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            facts = entry.stat()
-        except OSError:
-            continue
-        if not facts.st_nlink and facts.st_dev == folder.stat().st_dev:
-            found[facts.st_ino] = 512 * facts.st_blocks
-    return sum(found.values())
+def bytes_without_names(folder: Path) -> int:
+    return sum(512 * facts.st_blocks for facts in nameless(folder))
 
 
 @pytest.mark.parametrize("index_type", ["flat", "ivf", "auto"])
@@ -74,11 +66,11 @@ def test_a_first_build_holds_the_vectors_once(
 
     def save(self: Saver) -> None:
         gc.collect()
-        sizes.append(nameless(tmp_path) - before)
+        sizes.append(bytes_without_names(tmp_path) - before)
         real(self)
-        sizes.append(nameless(tmp_path) - before)
+        sizes.append(bytes_without_names(tmp_path) - before)
 
-    before = nameless(tmp_path)
+    before = bytes_without_names(tmp_path)
     monkeypatch.setattr(Saver, "save", save)
     with opened(tmp_path, index_type=index_type) as store:
         store_rows(store, vectors)
@@ -96,12 +88,12 @@ def test_waiting_rows_move_while_they_are_gathered(
     real = delta_buffer.DeltaBuffer.share
 
     def share(self: delta_buffer.DeltaBuffer, *given: Any, **named: Any) -> None:
-        peaks.append(nameless(tmp_path) - before)
+        peaks.append(bytes_without_names(tmp_path) - before)
         real(self, *given, **named)
 
     with opened(tmp_path, index_type="flat") as store:
         store_rows(store, vectors)
-        before = nameless(tmp_path)
+        before = bytes_without_names(tmp_path)
         monkeypatch.setattr(delta_buffer.DeltaBuffer, "share", share)
         store.run_maintenance()
         assert len(peaks) == -(-N // CHUNK)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from records_kit import DIM, facts, foreign_connection, put, unit, vector
-from support import SEED, as_child, ended, fork
+from support import SEED, as_child, ended, fork, inside_in_another_thread
 
 from memevolve_gpu.errors import (
     LockTimeoutError,
@@ -270,23 +270,8 @@ def test_ctrl_c_ends_the_wait_for_another_process(records: Records, prefix: Path
 
 
 def test_ctrl_c_ends_the_wait_for_another_thread(records: Records) -> None:
-    leave = threading.Event()
-    inside = threading.Event()
-
-    def hold() -> None:
-        with records.write():
-            inside.set()
-            leave.wait()
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    inside.wait()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            interrupted(lambda: put(records, "a"))
-    finally:
-        leave.set()
-        thread.join()
+    with inside_in_another_thread(records.write()), pytest.raises(KeyboardInterrupt):
+        interrupted(lambda: put(records, "a"))
     put(records, "b")
     assert list(records.ids()) == ["b"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from forks import SOURCE
-from support import as_child
+from support import as_child, inside_in_another_thread
 
 from memevolve_gpu.errors import ConfigurationError, DimensionMismatchError, EmbeddingError, EngineError
 from memevolve_gpu.utils.config import EmbeddingConfig
@@ -581,21 +581,8 @@ def test_a_forked_child_embeds_and_frees_the_model(onnx_folder: Path) -> None:
         vars(embedder).clear()
         gc.collect()
 
-    leave, inside = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with embedder._lock:
-            inside.set()
-            leave.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    inside.wait()
-    try:
+    with inside_in_another_thread(embedder._lock):
         assert as_child(act) == 0
-    finally:
-        leave.set()
-        holder.join()
 
 
 @needs_onnx

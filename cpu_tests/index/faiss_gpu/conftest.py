@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from fake_faiss_gpu import Card, gpu_faiss
+from support import inside_in_another_thread
 
 from memevolve_gpu.index import device_failover, faiss_support
 from memevolve_gpu.index.faiss_gpu import resources
@@ -48,18 +48,5 @@ def shared_card() -> Iterator[Card]:
 @contextmanager
 def others_on(device: str) -> Iterator[None]:
     """Another thread is on the device for the time of the block."""
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with resources.resources_of(device).using("holding"):
-            inside.set()
-            leave.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    inside.wait()
-    try:
+    with inside_in_another_thread(resources.resources_of(device).using("holding")):
         yield
-    finally:
-        leave.set()
-        holder.join()

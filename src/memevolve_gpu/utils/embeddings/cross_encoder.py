@@ -47,7 +47,7 @@ class CrossEncoder:
         renew_in_child(self)
 
     def after_fork(self) -> None:
-        """Load the model anew in a forked child, which lacks the threads that the old one waits for."""
+        """Load the model again in a forked child: the old one waits for threads that only the parent has."""
         never_free(self._loaded)
         self._loaded = None
 

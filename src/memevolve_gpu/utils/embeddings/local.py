@@ -121,7 +121,7 @@ class LocalEmbedder(TextEmbedder):
         self.dimension = _DEFAULT_DIMENSION if self._default else None
 
     def after_fork(self) -> None:
-        """Load the model anew in a forked child, which lacks the threads that the old one waits for."""
+        """Load the model again in a forked child: the old one waits for threads that only the parent has."""
         never_free(self._loaded)
         self._loaded = None
         if torch := sys.modules.get("torch"):
