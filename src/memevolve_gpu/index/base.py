@@ -16,11 +16,12 @@ from ..utils.vectors import DeviceQueries
 from .bitmap import RowFilter
 from .exact_scan import padded
 from .sample import padded_columns
-from .vector_table import VectorTable, grown, table_from
+from .vector_table import VectorTable, grown, in_memory, table_from
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 VECTORS, CENTROIDS = "vectors", "centroids"
-"""The parts of an index that may be read from a file instead of memory, by their names."""
+MOVABLE = (VECTORS, CENTROIDS, "slots", "id_bytes", "id_ends", "assigned")
+"""The parts of an index that it can read from a file instead of memory, by their names."""
 Progress = Callable[[str, float], None]
 """Called with the name of a stage and its finished fraction, 0 to 1."""
 
@@ -143,7 +144,7 @@ class Index(ABC):
             return self
         if vectors.dtype != np.float32 or vectors.shape != (len(slots), self.dim) or len(rows.id_ends) != len(slots):
             raise EngineError(f"rows.vectors {vectors.dtype} {vectors.shape} do not fit {self.dim} dimensions")
-        if (self.n and slots[0] <= self.slots[-1]) or not bool((np.diff(slots) > 0).all()):
+        if (self.n and slots[0] <= self.slots[-1]) or not bool((slots[1:] > slots[:-1]).all()):
             raise EngineError("rows.slots do not ascend beyond those of the index; build a new one")
         return self._extended(rows)
 
@@ -155,9 +156,13 @@ class Index(ABC):
     def moved_to(self, arrays: Arrays) -> None:
         """Read the parts in ``arrays`` from there from now on: they hold the same. Searches that run go on as they are.
 
-        arrays: ``VECTORS`` and ``CENTROIDS``, as far as :meth:`parts` has them.
+        arrays: ``VECTORS``, and others of ``MOVABLE``.
         """
         self.table.moved_to(part(arrays, VECTORS, np.float32, (self.n, self.dim)))
+        self.slots = part({"slots": self.slots} | arrays, "slots", np.int64, (self.n,))
+        self.id_ends = part({"id_ends": self.id_ends} | arrays, "id_ends", np.int64, (self.n,))
+        self.id_bytes = part({"id_bytes": self.id_bytes} | arrays, "id_bytes", np.uint8, self.id_bytes.shape)
+        self._text = memoryview(self.id_bytes.data)
 
     @property
     def nlist(self) -> int:
@@ -191,18 +196,23 @@ class Index(ABC):
     @property
     def vectors(self) -> FloatArray:
         """All vectors as float32 (n, dim), a view."""
-        return self.table.gather(slice(0, self.n))
+        self.table.check()
+        return self.table.vectors
 
     @property
     def nbytes(self) -> int:
-        """Bytes of host memory: slots, ids, what the engine holds, and the vectors that are not mapped from a file."""
-        own = self.slots.nbytes + self.id_bytes.nbytes + self.id_ends.nbytes
-        return own + self.table.resident_bytes + self._engine_bytes()
+        """Bytes of host memory: what the engine holds, and slots, ids and vectors that are not mapped from a file."""
+        return self.row_bytes + self._engine_bytes()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of host memory of slots, ids and vectors, which indexes over the same rows may share."""
+        return sum(map(in_memory, (self.slots, self.id_bytes, self.id_ends))) + self.table.resident_bytes
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes of vectors that are mapped from a file: the system reads and drops them as needed."""
-        return self.table.nbytes - self.table.resident_bytes
+        """Bytes of vectors, slots and ids mapped from a file: the system reads and drops them as needed."""
+        return self.slots.nbytes + self.id_bytes.nbytes + self.id_ends.nbytes + self.table.nbytes - self.row_bytes
 
     def search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None = None
@@ -308,7 +318,7 @@ class Index(ABC):
         """:meth:`extended` after the arguments were checked; at least one row."""
         return None
 
-    def _slot_table_with(self, rows: Rows) -> Rows:
+    def slot_table_with(self, rows: Rows) -> Rows:
         """The slot table of this index followed by that of ``rows``; its ``vectors`` are left empty."""
         return Rows(
             grown(self.slots, rows.slots),
@@ -329,9 +339,9 @@ class Index(ABC):
         slots: IntArray = part(parts, "slots", np.int64, (None,))
         id_bytes: npt.NDArray[np.uint8] = part(parts, "id_bytes", np.uint8, (None,))
         id_ends: IntArray = part(parts, "id_ends", np.int64, (None,))
-        ascending = bool((np.diff(slots) > 0).all() and (np.diff(id_ends, prepend=0) >= 0).all())
-        last = int(id_ends[-1]) if id_ends.size else 0
-        if slots.shape != id_ends.shape or not ascending or last != id_bytes.size:
+        ascending = bool((slots[1:] > slots[:-1]).all() and (id_ends[1:] >= id_ends[:-1]).all())
+        first, last = (int(id_ends[0]), int(id_ends[-1])) if id_ends.size else (0, 0)
+        if slots.shape != id_ends.shape or not ascending or first < 0 or last != id_bytes.size:
             raise EngineError("the slot table contradicts itself; rebuild the index")
         table = table_from(parts, metric)
         if table.n != len(slots):
@@ -389,7 +399,7 @@ class FlatIndex(Index):
 
     def _extended(self, rows: Rows) -> FlatIndex:
         table = self.table.extended(rows.vectors)
-        return FlatIndex(self.plan, self.metric, self._slot_table_with(rows), table)
+        return FlatIndex(self.plan, self.metric, self.slot_table_with(rows), table)
 
     def _search(
         self,

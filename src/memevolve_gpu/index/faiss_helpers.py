@@ -57,7 +57,7 @@ def with_rows(engine: FaissIndex, vectors: FloatArray, step: int) -> FaissIndex:
     """A copy of an index that holds float32 (m, dim) ``vectors`` as well, added ``step`` at a time in one thread."""
     faiss = load_faiss()
     with translate_error("extending an index"), one_thread():
-        copy = _codes_copied(engine) if isinstance(engine, faiss.IndexPQFastScan) else faiss.clone_index(engine)
+        copy = faiss.clone_index(engine)
         for start in range(0, len(vectors), step):
             copy.add(padded_columns(vectors[start : start + step], copy.d))
     return copy
@@ -70,17 +70,6 @@ def in_one_piece(engine: FaissIndex) -> FaissIndex:
     faiss.copy_array_to_vector(faiss.vector_to_array(engine.pq.centroids), whole.pq.centroids)
     whole.is_trained = True
     return whole
-
-
-def _codes_copied(engine: FaissIndex) -> FaissIndex:
-    """A copy of 4-bit codes. faiss' own would touch the spare half of their memory, which no row has used yet."""
-    faiss, size = load_faiss(), engine.codes.size()
-    copy = in_one_piece(engine)
-    copy.codes.resize(size)
-    if size:
-        faiss.memcpy(copy.codes.get(), engine.codes.get(), size)
-    copy.ntotal, copy.ntotal2 = engine.ntotal, engine.ntotal2
-    return copy
 
 
 def to_bytes(engine: FaissIndex, flags: int = 0) -> npt.NDArray[np.uint8]:

@@ -10,9 +10,10 @@ import numpy as np
 from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from .base import Arrays, BuildJob, Index, chunks
 from .bitmap import RowFilter
+from .codes import Codes, with_room
 from .costs import codes_cost, scan_cost
 from .exact_scan import padded
-from .faiss_helpers import check_codes, emptied, from_bytes, metric_of, quiet, searched, to_bytes, with_rows
+from .faiss_helpers import in_one_piece, metric_of, quiet
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import ADD_ROWS, CODE_ROUNDS, CODE_TRAINING_POINTS, code_shape, padded_columns, training_sample
 from .vector_table import VectorTable
@@ -57,20 +58,14 @@ def unsure(candidates: IntArray, positions: IntArray, k: int) -> list[int]:
 class CodeScan:
     """The first stage over all rows of ``table``, and the second through it.
 
-    The engine (an IndexPQFastScan) takes no filter, so under one it proposes more and more rows until enough of them
+    faiss scans codes without a filter, so under one it proposes more and more rows until enough of them
     are allowed or a scan of the allowed rows is cheaper.
     """
 
-    def __init__(self, engine: FaissIndex, table: VectorTable) -> None:
-        self.engine = engine
+    def __init__(self, codes: Codes, table: VectorTable) -> None:
+        self.codes = codes
         self.table = table
-        self._columns = int(engine.d)
-        self._reads = float(table.n * int(engine.pq.M))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of codes and centroids. faiss takes addresses for up to twice as much, which no row has touched."""
-        return int(self.engine.codes.size() + 4 * self.engine.pq.centroids.size())
+        self._reads = float(table.n * codes.m)
 
     def nearest(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None
@@ -88,7 +83,7 @@ class CodeScan:
         """The k nearest allowed rows of each query (nq, dim), by codes."""
         want = candidate_width(k, params)
         if len(queries) == 1 and row_filter is None:
-            return self._reranked(queries, self.propose(queries, want), k, params, None)
+            return self._reranked(queries, self.codes.nearest(queries, want), k, params, None)
         distances, positions = padded(len(queries), k)
         width = self._first_width(want, row_filter)
         for part in chunks(len(queries), 32 * width):
@@ -105,9 +100,9 @@ class CodeScan:
     ) -> tuple[IntArray, IntArray]:
         """Candidates (nq, want), fewer columns where fewer rows are allowed, and the queries that found too few."""
         if row_filter is None:
-            return self.propose(queries, want), np.empty(0, np.int64)
+            return self.codes.nearest(queries, want), np.empty(0, np.int64)
         if len(queries) == 1:
-            proposed = self.propose(queries, width)
+            proposed = self.codes.nearest(queries, width)
             allowed = proposed[row_filter.test(proposed)][:want]
             if allowed.size >= min(want, row_filter.count):
                 return allowed[None], np.empty(0, np.int64)
@@ -132,7 +127,7 @@ class CodeScan:
         enough, todo = min(want, row_filter.count), np.arange(len(queries))
         scan = scan_cost(row_filter.count, self.table.dim)
         while todo.size and self._cost(want, width) < scan:
-            proposed = self.propose(queries[todo], width)
+            proposed = self.codes.nearest(queries[todo], width)
             hits = row_filter.test(proposed)
             short = []
             for row, own, hit in zip(todo.tolist(), proposed, hits, strict=True):
@@ -143,11 +138,6 @@ class CodeScan:
             todo = np.asarray(short, dtype=np.int64)
             width *= 2
         return candidates, todo
-
-    def propose(self, queries: FloatArray, width: int) -> IntArray:
-        """The ``width`` nearest by 4-bit codes, int64 (nq, width), -1 at the end where fewer exist."""
-        padded = padded_columns(queries, self._columns)
-        return searched(self.engine, padded, width, "searching 4-bit codes")[1]
 
     def _first_width(self, want: int, row_filter: RowFilter | None) -> int:
         """Wide enough that, were the mask independent of the query, three standard deviations would do."""
@@ -166,43 +156,42 @@ class TwoStageIndex(Index):
 
     kind: ClassVar[str] = "two_stage"
 
-    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, engine: FaissIndex) -> None:
+    def __init__(self, plan: IndexPlan, metric: Metric, rows: Rows, table: VectorTable, codes: Codes) -> None:
         super().__init__(plan, metric, rows, table)
-        self._codes = CodeScan(engine, table)
+        self._codes = CodeScan(codes, table)
 
     @classmethod
     def build(cls, job: BuildJob) -> TwoStageIndex:
         table = job.table()
         engine = job.reuse_from.emptied_engine() if isinstance(job.reuse_from, TwoStageIndex) else _trained(job)
         with translate_error("adding 4-bit codes"):
+            with_room(engine, table.n)
             for block in job.blocks(ADD_ROWS, engine.d):
                 engine.add(block)
-        return cls(job.plan, job.metric, job.rows, table, engine)
+        return cls(job.plan, job.metric, job.rows, table, Codes.of(engine))
 
     @classmethod
     def from_parts(cls, plan: IndexPlan, metric: Metric, parts: Arrays) -> TwoStageIndex:
         rows, table = cls._stored(metric, parts)
-        engine = from_bytes(parts, "faiss", "IndexPQFastScan", table.n, metric)
-        check_codes(engine, table.dim)
-        return cls(plan, metric, rows, table, engine)
+        return cls(plan, metric, rows, table, Codes.from_parts(parts, "faiss", table.n, table.dim, metric))
 
     def emptied_engine(self) -> FaissIndex:
         """A copy of what was trained, without rows."""
-        return emptied(self._codes.engine)
+        return in_one_piece(self._codes.codes.trained)
 
     def candidates(self, queries: FloatArray, width: int) -> IntArray:
-        return self._codes.propose(queries, width)
+        return self._codes.codes.nearest(queries, width)
 
     def _extended(self, rows: Rows) -> TwoStageIndex | None:
         table = self.table.extended(rows.vectors)
-        engine = with_rows(self._codes.engine, rows.vectors, ADD_ROWS)
-        return TwoStageIndex(self.plan, self.metric, self._slot_table_with(rows), table, engine)
+        codes = self._codes.codes.extended(table.vectors)
+        return TwoStageIndex(self.plan, self.metric, self.slot_table_with(rows), table, codes)
 
     def _engine_parts(self) -> Arrays:
-        return {"faiss": to_bytes(self._codes.engine)}
+        return self._codes.codes.parts("faiss")
 
     def _engine_bytes(self) -> int:
-        return self._codes.nbytes
+        return self._codes.codes.nbytes
 
     def _search(
         self, queries: FloatArray, k: int, params: SearchParams, row_filter: RowFilter | None

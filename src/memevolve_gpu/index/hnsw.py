@@ -66,7 +66,7 @@ class HNSWIndex(Index):
         """The graph's storage is copied with the graph: faiss adds rows only to memory of its own."""
         engine = with_rows(self._engine, rows.vectors, _ADD_ROWS)
         storage = load_faiss().downcast_index(engine.storage)
-        return HNSWIndex(self.plan, self.metric, self._slot_table_with(rows), engine, storage)
+        return HNSWIndex(self.plan, self.metric, self.slot_table_with(rows), engine, storage)
 
     def _engine_parts(self) -> Arrays:
         return {"faiss": to_bytes(self._engine, load_faiss().IO_FLAG_SKIP_STORAGE)}

@@ -18,12 +18,12 @@ from ..errors import EngineError
 from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
 from .base import CENTROIDS, Arrays, BuildJob, Index, chunks, part
 from .bitmap import RowFilter
+from .codes import Codes, with_room
 from .costs import WHOLE_ROWS, lists_cost, scan_cost
 from .exact_scan import padded
 from .faiss_helpers import (
     aligned_bytes,
     check_codes,
-    emptied,
     from_bytes,
     in_one_piece,
     metric_of,
@@ -70,15 +70,14 @@ class IVFIndex(Index):
         table: VectorTable,
         *,
         lists: FaissIndex = None,
-        codes: FaissIndex = None,
+        codes: Codes | None = None,
         assigned: npt.NDArray[np.int32] = _NO_ROWS,
         centroids: FloatArray = _NO_CENTROIDS,
     ) -> None:
         super().__init__(plan, metric, rows, table)
         self._lists, self._assigned, self._centroids = lists, assigned, centroids
         self._whole = None if codes is None else CodeScan(codes, table)
-        engine = lists if codes is None else codes
-        self._columns, self._codes = int(engine.d), int(engine.pq.M)
+        self._columns, self._codes = (int(lists.d), int(lists.pq.M)) if codes is None else (codes.columns, codes.m)
         self._nlist = int(lists.nlist) if codes is None else len(centroids)
 
     @classmethod
@@ -92,11 +91,11 @@ class IVFIndex(Index):
                 for block in job.blocks(ADD_ROWS, lists.d):
                     lists.add(block)
                 return cls(plan, job.metric, job.rows, table, lists=lists)
-            codes, assigned = in_one_piece(lists), growable((table.n,), np.int32)
+            engine, assigned = with_room(in_one_piece(lists), table.n), growable((table.n,), np.int32)
             for start, block in zip(range(0, table.n, ADD_ROWS), job.blocks(ADD_ROWS, lists.d), strict=True):
-                codes.add(block)
+                engine.add(block)
                 assigned[start : start + len(block)] = _nearest_lists(lists, block)
-        centroids = lists.quantizer.reconstruct_n(0, lists.nlist)
+        centroids, codes = lists.quantizer.reconstruct_n(0, lists.nlist), Codes.of(engine)
         return cls(plan, job.metric, job.rows, table, codes=codes, assigned=assigned, centroids=centroids)
 
     @classmethod
@@ -108,9 +107,8 @@ class IVFIndex(Index):
             if lists.nlist != plan.nlist:
                 raise EngineError(f"{lists.nlist} lists where the plan has {plan.nlist}; rebuild the index")
             return cls(plan, metric, rows, table, lists=lists)
-        codes = from_bytes(parts, "codes", "IndexPQFastScan", table.n, metric)
-        check_codes(codes, table.dim)
-        centroids = part(parts, CENTROIDS, np.float32, (plan.nlist, int(codes.d)))
+        codes = Codes.from_parts(parts, "codes", table.n, table.dim, metric)
+        centroids = part(parts, CENTROIDS, np.float32, (plan.nlist, codes.columns))
         assigned = part(parts, "assigned", np.int32, (table.n,))
         if table.n and not 0 <= int(assigned.min()) <= int(assigned.max()) < plan.nlist:
             raise EngineError(f"rows of lists beyond the {plan.nlist} of the plan; rebuild the index")
@@ -134,13 +132,14 @@ class IVFIndex(Index):
 
     def emptied_engine(self) -> FaissIndex:
         """A copy of what was trained, without rows."""
-        if self._whole is None:
-            return emptied(self._lists)
-        lists = _new_lists(self._columns, self._nlist, self._codes, self.metric)
-        faiss = load_faiss()
+        faiss, lists = load_faiss(), _new_lists(self._columns, self._nlist, self._codes, self.metric)
         with translate_error("taking over trained quantisers"):
-            lists.quantizer.add(np.ascontiguousarray(self._centroids))
-            faiss.copy_array_to_vector(faiss.vector_to_array(self._whole.engine.pq.centroids), lists.pq.centroids)
+            if self._whole is None:
+                trained, centroids = self._lists, self._lists.quantizer.reconstruct_n(0, self._nlist)
+            else:
+                trained, centroids = self._whole.codes.trained, np.ascontiguousarray(self._centroids)
+            lists.quantizer.add(centroids)
+            faiss.copy_array_to_vector(faiss.vector_to_array(trained.pq.centroids), lists.pq.centroids)
         lists.is_trained = True
         return lists
 
@@ -148,14 +147,15 @@ class IVFIndex(Index):
         super().moved_to(arrays)
         if self._whole is not None:
             self._centroids = part(arrays, CENTROIDS, np.float32, self._centroids.shape)
+            self._assigned = arrays.get("assigned", self._assigned).view(np.int32)
 
     def candidates(self, queries: FloatArray, width: int) -> IntArray | None:
-        return None if self._whole is None else self._whole.propose(queries, width)
+        return None if self._whole is None else self._whole.codes.nearest(queries, width)
 
     def _extended(self, rows: Rows) -> IVFIndex | None:
         if self._whole is not None and self.n + len(rows.slots) > WHOLE_ROWS:
             return None
-        table, slots = self.table.extended(rows.vectors), self._slot_table_with(rows)
+        table, slots = self.table.extended(rows.vectors), self.slot_table_with(rows)
         if self._whole is None:
             return IVFIndex(self.plan, self.metric, slots, table, lists=with_rows(self._lists, rows.vectors, ADD_ROWS))
         lists = self.emptied_engine()
@@ -166,7 +166,7 @@ class IVFIndex(Index):
             self.metric,
             slots,
             table,
-            codes=with_rows(self._whole.engine, rows.vectors, ADD_ROWS),
+            codes=self._whole.codes.extended(table.vectors),
             assigned=grown(self._assigned, new),
             centroids=self._centroids,
         )
@@ -174,11 +174,12 @@ class IVFIndex(Index):
     def _engine_parts(self) -> Arrays:
         if self._whole is None:
             return {"faiss": to_bytes(self._lists)}
-        return {"codes": to_bytes(self._whole.engine), "assigned": self._assigned, CENTROIDS: self._centroids}
+        own: Arrays = {"assigned": self._assigned, CENTROIDS: self._centroids}
+        return own | self._whole.codes.parts("codes")
 
     def _engine_bytes(self) -> int:
         if self._whole is not None:
-            return self._whole.nbytes + self._assigned.nbytes + in_memory(self._centroids)
+            return self._whole.codes.nbytes + in_memory(self._assigned) + in_memory(self._centroids)
         block = 32 * ((self._codes + 1) // 2)
         codes = sum(aligned_bytes(-(-size // 32) * block) for size in self.list_sizes)
         centroids = 4 * (self._nlist * self._columns + self._lists.pq.centroids.size())

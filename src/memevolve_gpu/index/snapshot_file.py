@@ -13,10 +13,11 @@ Layout, little-endian::
 The vectors are the first section, since they may be in the file before everything else: see :mod:`.spill`.
 
 Nothing is allocated before its size was compared with the size of the file, and no byte is handed to an engine before
-its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
-those of an index that was just written. A section of its own, ``vector_checksums`` uint32, holds the CRC-32 of each
-block of ``CHECKED_ROWS`` rows of them: a block is checked when it is first used, or in the background, so that opening
-reads no vectors. The section's own ``crc32`` is that of its checksums.
+its checksum held. The vectors, and other large sections, are not read but mapped in place, from a file that is never
+written to again, and so are those of an index that was just written; engines copy what they need of them. A section of
+its own, ``vector_checksums`` uint32, holds the CRC-32 of each block of ``CHECKED_ROWS`` rows of the vectors: a block is
+checked when it is first used, or in the background, so that opening reads no vectors. The section's own ``crc32`` is
+that of its checksums.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -39,7 +40,7 @@ import numpy.typing as npt
 from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, JsonObject, Metric
 from ..utils.drafts import PRIVATE, draft_of, name_file, sync_folder
-from .base import CENTROIDS, VECTORS, Arrays, Index
+from .base import CENTROIDS, MOVABLE, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
 from .spill import FIRST_ROW
 from .vector_table import checksums_of, growable, mapped, sealed_spill
@@ -51,7 +52,9 @@ _PREFIX = struct.Struct("<8sIII")
 _PAGE, _LARGEST_PAGE = 4096, 65536
 _DEAD = "dead"
 _CHECKSUMS = "vector_checksums"
-_MAPPED = (VECTORS, CENTROIDS)
+_ON_LARGE_PAGES = (VECTORS, CENTROIDS)
+_LEAST_MAPPED = 1 << 20
+"""Other sections of fewer bytes are read: a mapping takes a descriptor."""
 _MAX_HEADER = 1 << 20
 _DTYPES = {"uint8", "int32", "uint32", "int64", "float32"}
 _METRICS = ("l2", "cosine", "ip")
@@ -231,15 +234,14 @@ def _write(file: BinaryIO, header: bytes, arrays: Arrays, held: int = 0) -> dict
 
 
 def _map(index: Index, file: BinaryIO, places: dict[str, int], arrays: Arrays, folder: Path) -> None:
-    """Have ``index`` read its vectors from where they were written; where that cannot be they stay in memory."""
-    with suppress(OSError):
-        index.moved_to(
-            {
-                name: mapped(file.fileno(), places[name], arrays[name].shape, np.float32, folder)
-                for name in _MAPPED
-                if name in arrays
-            }
-        )
+    """Have ``index`` read its parts from where they were written; where that cannot be they stay in memory."""
+    found = {
+        name: _mapped_part(file, places[name], name, arrays[name].shape, arrays[name].dtype, folder)
+        for name in MOVABLE
+        if name in arrays
+    }
+    if found[VECTORS] is not None:
+        index.moved_to({name: array for name, array in found.items() if array is not None})
 
 
 def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
@@ -269,7 +271,7 @@ def _raw(array: npt.NDArray[np.generic]) -> memoryview:
 
 def _gap(name: str, position: int) -> int:
     """Zeros in front of a section."""
-    return -position % (_LARGEST_PAGE if name in _MAPPED else _PAGE)
+    return -position % (_LARGEST_PAGE if name in _ON_LARGE_PAGES else _PAGE)
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
@@ -382,11 +384,12 @@ def _positions(dead: npt.NDArray[Any], n: int, path: str | os.PathLike[str]) -> 
 def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
     """Check each array but the vectors against its checksum, and that the gaps between them are zeros."""
     parts: Arrays = {}
+    folder = Path(file.name).parent
     for section in sections:
-        gap = file.read(_gap(section.name, file.tell()))
-        array = _mapped_section(file, section) if section.name in _MAPPED else None
+        gap, dtype = file.read(_gap(section.name, file.tell())), np.dtype(section.dtype)
+        array = _mapped_part(file, file.tell(), section.name, section.shape, dtype, folder)
         if array is None:
-            array = growable(section.shape, np.dtype(section.dtype).type)
+            array = growable(section.shape, dtype.type)
             raw = _raw(array)
             if file.readinto(raw) != len(raw):  # type: ignore[attr-defined]
                 raise SnapshotError("torn", f"snapshot {file.name} ends inside section {section.name!r}")
@@ -401,9 +404,16 @@ def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
     return parts
 
 
-def _mapped_section(file: BinaryIO, section: _Section) -> npt.NDArray[np.generic] | None:
-    """The array mapped in place; None where the system cannot, and it has to be read."""
+def _mapped_part(
+    file: BinaryIO, at: int, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path
+) -> npt.NDArray[np.generic] | None:
+    """An array that the file holds from ``at`` on, mapped in place; None where it is small or the system cannot.
+
+    folder: for the spill of vectors that follow.
+    """
+    if name not in _ON_LARGE_PAGES and math.prod(shape) * dtype.itemsize < _LEAST_MAPPED:
+        return None
     try:
-        return mapped(file.fileno(), file.tell(), section.shape, np.dtype(section.dtype).type, Path(file.name).parent)
+        return mapped(file.fileno(), at, shape, dtype.type, folder if name in _ON_LARGE_PAGES else None)
     except OSError:
         return None

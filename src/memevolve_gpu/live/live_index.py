@@ -93,8 +93,7 @@ T = TypeVar("T")
 
 def _own_bytes(index: Index) -> int:
     """Memory of an index beside another one over the same rows, whose vectors and slot table it shares."""
-    shared = index.slots.nbytes + index.id_bytes.nbytes + index.id_ends.nbytes + index.table.resident_bytes
-    return max(0, index.nbytes - shared)
+    return index.nbytes - index.row_bytes
 
 
 PAGE = 1024

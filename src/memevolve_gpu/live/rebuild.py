@@ -21,6 +21,7 @@ from ..index.registry import build
 from ..index.vector_table import (
     copy_rows,
     growable_like,
+    grown,
     in_memory,
     lengthened,
     reserve_rows,
@@ -208,13 +209,15 @@ def _gather(view: View, most: float) -> RebuildInput:
     Where no row of the index has died they share its memory, unless it is a graph; else they are a copy.
     """
     index, from_delta = view.index, view.delta_rows_of(None)
-    from_index = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
-    if len(from_index) == index.n and _shares_memory(index):
+    if not view.index_dead and _shares_memory(index):
         vectors = lengthened(index.vectors, len(from_delta), reserved=0, most=most)
-    else:
-        index.table.check()
-        vectors = growable_like(index.vectors, len(from_index) + len(from_delta), reserved=len(from_index), most=most)
-        copy_rows(index.vectors, vectors, from_index)
+        slots, vectors = _take_delta(view, from_delta, vectors, index.n, most)
+        table = index.slot_table_with(Rows(slots, *_delta_ids(view, from_delta), vectors[index.n :]))
+        return RebuildInput(view, replace(table, vectors=vectors), slice(0, index.n), from_delta)
+    from_index = np.flatnonzero(view.index_died > view.watermark)
+    index.table.check()
+    vectors = growable_like(index.vectors, len(from_index) + len(from_delta), reserved=len(from_index), most=most)
+    copy_rows(index.vectors, vectors, from_index)
     delta_slots, vectors = _take_delta(view, from_delta, vectors, len(from_index), most)
     slots = np.concatenate([index.slots[from_index], delta_slots])
     return RebuildInput(view, Rows(slots, *_joined_ids(view, from_index, from_delta), vectors), from_index, from_delta)
@@ -267,8 +270,7 @@ def _joined_ids(view: View, from_index: IntArray, from_delta: IntArray) -> tuple
 
 
 def _delta_ids(view: View, positions: IntArray) -> tuple[npt.NDArray[np.uint8], IntArray]:
-    ids = [view.delta.ids[position].encode() for position in positions.tolist()]
-    return np.frombuffer(b"".join(ids), dtype=np.uint8), np.cumsum([len(one) for one in ids], dtype=np.int64)
+    return _ids_of(*view.delta.ids_until(view.delta_n), positions)
 
 
 def _ids_of(
@@ -455,7 +457,8 @@ def _swapped(built: Built, now: View, groups: RowGroups | None) -> View:
     Rows that died meanwhile are dead in the new index too; rows that came meanwhile stay in the delta buffer.
     """
     made_of, old = built.made_of, built.made_of.view
-    died = np.concatenate([old.index_died[made_of.from_index], _delta_deaths(old.delta, made_of.from_delta)])
+    kept = old.index_died[made_of.from_index]
+    died = grown(kept, _delta_deaths(old.delta, made_of.from_delta))  # the same deaths, where the rows are the same
     delta = now.delta.rest(old.delta_n, now.delta_n)
     deaths = array("q", np.flatnonzero(died <= now.watermark).tolist())
     delta_dead = sum(int((piece.died <= now.watermark).sum()) for piece in delta.pieces(0, delta.n))

@@ -137,12 +137,15 @@ def spot_check(view: View, records: Records, seed: int) -> bool:
 
 
 def _sample(view: View, seed: int) -> IntArray:
-    alive = np.flatnonzero(view.index_died > view.watermark).astype(np.int64)
-    if len(alive) <= 2 * SAMPLED:
-        return alive
-    rng = np.random.default_rng(seed)
-    picked = rng.choice(alive[:-SAMPLED], SAMPLED, replace=False)
-    return np.sort(np.concatenate([picked, alive[-SAMPLED:]]))
+    """Positions of live rows of the index, ascending: of its newest, and a seeded sample of all."""
+    n, several = view.index.n, 4 * SAMPLED
+    first = max(0, n - several)
+    newest = first + np.flatnonzero(view.index_died[first:] > view.watermark)
+    if not first:
+        return newest
+    picked = np.random.default_rng(seed).choice(n, several, replace=False)
+    alive = picked[view.index_died[picked] > view.watermark]
+    return np.unique(np.concatenate([alive[:SAMPLED], newest[-SAMPLED:]]))
 
 
 def _same(index: Index, position: int, raw: bytes | None) -> bool:

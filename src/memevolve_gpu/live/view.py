@@ -322,7 +322,7 @@ class View:
         if not self.delta_n:
             return [str(unit_id) for unit_id in self.index.ids_at(places)]
         in_index = iter(self.index.ids_at(places[places < n]))
-        return [self.delta.ids[place - n] if place >= n else str(next(in_index)) for place in places.tolist()]
+        return [self.delta.id_at(place - n) if place >= n else str(next(in_index)) for place in places.tolist()]
 
     def slots_at(self, places: IntArray) -> list[int]:
         n, slots = self.index.n, self.index.slots

@@ -59,7 +59,8 @@ def view_of(
     groups: RowGroups | None = None,
 ) -> View:
     """A view with an empty delta buffer; all rows of ``index`` are alive, except those at ``dead``, int64 (m,)."""
-    died = np.full(index.n, NEVER, dtype=np.int64)
+    died = growable((index.n,), np.int64)
+    died[:] = NEVER
     deaths = array("q", () if dead is None else dead.tolist())
     if deaths:
         died[dead] = watermark

@@ -218,7 +218,7 @@ class TorchIndex(Index):
         size = predicted_bytes(table.n, self.dim, self.plan.precision, nlist=self.nlist, float32_rows=float32_rows)
         with building(self.plan.device):
             plan = replace(self.plan, device_bytes=size)
-            index, layout = self._longer(plan, self._slot_table_with(rows), table, rows.vectors, held)
+            index, layout = self._longer(plan, self.slot_table_with(rows), table, rows.vectors, held)
             index.follow(held, layout, float32_rows=float32_rows)
         return index
 
