@@ -19,6 +19,7 @@ from .sample import padded_columns
 from .vector_table import VectorTable, grown, in_memory, table_from
 
 Arrays = dict[str, npt.NDArray[np.generic]]
+Parts = dict[str, "npt.NDArray[np.generic] | Written"]
 VECTORS, CENTROIDS = "vectors", "centroids"
 MOVABLE = (VECTORS, CENTROIDS, "slots", "id_bytes", "id_ends", "assigned")
 """The parts of an index that it can read from a file instead of memory, by their names."""
@@ -55,6 +56,15 @@ class BuildJob:
         for start in range(0, n, size):
             yield padded_columns(self.rows.vectors[start : start + size], width)
             self.progress("add", min(1.0, (start + size) / n))
+
+
+class Written(Protocol):
+    """Bytes that are made while they are written, uint8 (nbytes,), the same each time."""
+
+    nbytes: int
+
+    def write(self, sink: Callable[[bytes], object]) -> None:
+        """Call ``sink`` with each piece in order."""
 
 
 class DeltaRows(Protocol):
@@ -148,9 +158,9 @@ class Index(ABC):
             raise EngineError("rows.slots do not ascend beyond those of the index; build a new one")
         return self._extended(rows)
 
-    def parts(self) -> Arrays:
-        """The arrays to save, by name: slots, ids, vectors and what the engine adds."""
-        own: Arrays = {"slots": self.slots, "id_bytes": self.id_bytes, "id_ends": self.id_ends}
+    def parts(self) -> Parts:
+        """What to save, by name: slots, ids, vectors and what the engine adds."""
+        own: Parts = {"slots": self.slots, "id_bytes": self.id_bytes, "id_ends": self.id_ends}
         return own | self.table.arrays() | self._engine_parts()
 
     def moved_to(self, arrays: Arrays) -> None:
@@ -327,7 +337,7 @@ class Index(ABC):
             np.empty((0, 0), np.float32),
         )
 
-    def _engine_parts(self) -> Arrays:
+    def _engine_parts(self) -> Parts:
         return {}
 
     def _engine_bytes(self) -> int:

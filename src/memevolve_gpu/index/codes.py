@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import FaissIndex, FloatArray, IntArray, Metric
-from .base import Arrays, part
-from .faiss_helpers import check_codes, from_bytes, in_one_piece, searched, to_bytes
+from .base import Arrays, Parts
+from .faiss_helpers import Serialised, check_codes, from_bytes, in_one_piece, searched
 from .faiss_support import load_faiss, one_thread, translate_error
 from .sample import ADD_ROWS, padded_columns
 
@@ -23,11 +23,10 @@ MOST_PIECES = 4
 """More are joined. Four instead of one took 0.1 ms more for a search of a million rows."""
 BLOCK_ROWS = 32
 """Rows whose codes lie interleaved, so that a piece can only be continued behind a whole block."""
-_ROWS, _PIECE = "piece_rows", "piece_{}"
 
 
 class _Piece(NamedTuple):
-    """The first ``rows`` rows of an engine; it may hold up to 31 more, which the next piece holds as well."""
+    """The first ``rows`` rows of an engine: all, or its whole blocks where another piece has the rest as well."""
 
     engine: FaissIndex
     rows: int
@@ -50,32 +49,25 @@ class Codes:
 
     @classmethod
     def from_parts(cls, parts: Arrays, name: str, n: int, dim: int, metric: Metric) -> Codes:
-        """What :meth:`parts` returned; ``name``: of the part with the centroids, and in older files with all codes.
+        """What :meth:`parts` returned.
 
         Raises:
             EngineError: the parts are incomplete, contradict each other, or are not for n rows of ``dim`` dimensions.
         """
-        split = _ROWS in parts
-        trained = from_bytes(parts, name, "IndexPQFastScan", 0 if split else n, metric)
-        check_codes(trained, dim)
-        if not split:
-            return cls.of(trained)
-        rows = part(parts, _ROWS, np.int64, (None,)).tolist()
-        if not rows or min(rows) < 0 or sum(rows) != n or any(each % BLOCK_ROWS for each in rows[:-1]):
-            raise EngineError(f"pieces of {rows} rows for {n} vectors; rebuild the index")
-        pieces = []
-        for number, each in enumerate(rows):
-            packed = part(parts, _PIECE.format(number), np.uint8, (_packed_bytes(trained, each),))
-            engine = with_room(in_one_piece(trained), each)
-            _append(engine, packed, each)
-            pieces.append(_Piece(engine, each))
-        return cls(pieces)
+        names = [name, *(f"{name}_{number}" for number in range(1, MOST_PIECES) if f"{name}_{number}" in parts)]
+        engines = [from_bytes(parts, each, "IndexPQFastScan", None, metric) for each in names]
+        for engine in engines:
+            check_codes(engine, dim)
+        *before, last = engines
+        pieces = [_Piece(engine, _whole_blocks(engine)) for engine in before]
+        codes = cls([*pieces, _Piece(last, int(last.ntotal))])
+        if codes.n != n or len({int(engine.pq.M) for engine in engines}) > 1:
+            raise EngineError(f"codes of {codes.n} rows for {n} vectors; rebuild the index")
+        return codes
 
-    def parts(self, name: str) -> Arrays:
-        """The arrays to save: the centroids under ``name``, and the codes as they lie in memory."""
-        own: Arrays = {_PIECE.format(number): _packed(piece) for number, piece in enumerate(self._pieces)}
-        rows = np.array([piece.rows for piece in self._pieces], np.int64)
-        return {name: to_bytes(in_one_piece(self.trained)), _ROWS: rows} | own
+    def parts(self, name: str) -> Parts:
+        """What to save: the first piece under ``name``, the others under that and a number."""
+        return {f"{name}_{at}" if at else name: Serialised(one.engine) for at, one in enumerate(self._pieces)}
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +77,7 @@ class Codes:
     def extended(self, vectors: FloatArray) -> Codes:
         """The codes of float32 (m, dim) ``vectors``, of which the first n are those of these codes."""
         *kept, last = self._pieces
-        kept.append(last._replace(rows=last.rows // BLOCK_ROWS * BLOCK_ROWS))
+        kept.append(last._replace(rows=_whole_blocks(last.engine)))
         start, joined = sum(piece.rows for piece in kept), list[_Piece]()
         first = start
         while kept and (kept[-1].rows <= len(vectors) - first or len(kept) >= MOST_PIECES):
@@ -121,6 +113,10 @@ class Codes:
             at, start = own.stop, start + rows
         order = np.argsort(far[:, :at], axis=1, kind="stable")[:, :width]
         return np.take_along_axis(found, order, axis=1)
+
+
+def _whole_blocks(engine: FaissIndex) -> int:
+    return int(engine.ntotal) // BLOCK_ROWS * BLOCK_ROWS
 
 
 def with_room(engine: FaissIndex, rows: int) -> FaissIndex:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import FaissIndex, FaissObject, FloatArray, IntArray, Metric
@@ -72,28 +72,43 @@ def in_one_piece(engine: FaissIndex) -> FaissIndex:
     return whole
 
 
-def to_bytes(engine: FaissIndex, flags: int = 0) -> npt.NDArray[np.uint8]:
-    """An index as faiss itself writes it, uint8 (m,)."""
-    faiss, written = load_faiss(), bytearray()
-    with translate_error("serialising an index"):  # piece by piece: faiss' own function takes three times the memory
-        faiss.write_index(engine, faiss.PyCallbackIOWriter(written.extend, _PIECE), flags)
-    return np.frombuffer(written, np.uint8)
+class Serialised:
+    """An index as faiss itself writes it, made piece by piece at each writing, since all of it takes much memory."""
+
+    def __init__(self, engine: FaissIndex, flags: int = 0) -> None:
+        self._engine, self._flags = engine, flags
+        self.nbytes = 0
+        self.write(self._count)
+
+    def write(self, sink: Callable[[bytes], object]) -> None:
+        """Call ``sink`` with each piece in order."""
+        faiss = load_faiss()
+        with translate_error("serialising an index"):
+            faiss.write_index(self._engine, faiss.PyCallbackIOWriter(sink, _PIECE), self._flags)
+
+    def _count(self, piece: bytes) -> None:
+        self.nbytes += len(piece)
 
 
-def from_bytes(parts: Arrays, name: str, kind: str, n: int, metric: Metric) -> FaissIndex:
-    """The index in the part ``name``, whose checksum the caller has verified, if it is what it should be.
+def from_bytes(parts: Arrays, name: str, kind: str, n: int | None, metric: Metric) -> FaissIndex:
+    """The index in the part ``name``, whose checksum the caller has verified, if it is what it should be, over n rows.
 
     Raises:
         EngineError: bytes missing, not readable by this faiss, or another kind, size or metric of index.
     """
-    data = part(parts, name, np.uint8, (None,))
-    faiss = load_faiss()
+    data = memoryview(part(parts, name, np.uint8, (None,)).data)
+    faiss, at = load_faiss(), 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        at += size
+        return bytes(data[at - size : at])
+
     with translate_error("reading an index"):
-        engine = faiss.deserialize_index(data)
-    if type(engine).__name__ != kind or engine.ntotal != n or engine.metric_type != metric_of(faiss, metric):
-        raise EngineError(
-            f"expected {kind} over {n} rows, found {type(engine).__name__} over {engine.ntotal}; rebuild the index"
-        )
+        engine = faiss.read_index(faiss.PyCallbackIOReader(read, _PIECE))
+    found = type(engine).__name__, engine.metric_type
+    if found != (kind, metric_of(faiss, metric)) or n not in (None, engine.ntotal):
+        raise EngineError(f"expected {kind} over {n} rows, found {found[0]} over {engine.ntotal}; rebuild the index")
     return engine
 
 

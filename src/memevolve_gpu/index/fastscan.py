@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
-from .base import Arrays, BuildJob, Index, chunks
+from .base import Arrays, BuildJob, Index, Parts, chunks
 from .bitmap import RowFilter
 from .codes import Codes, with_room
 from .costs import codes_cost, scan_cost
@@ -187,7 +187,7 @@ class TwoStageIndex(Index):
         codes = self._codes.codes.extended(table.vectors)
         return TwoStageIndex(self.plan, self.metric, self.slot_table_with(rows), table, codes)
 
-    def _engine_parts(self) -> Arrays:
+    def _engine_parts(self) -> Parts:
         return self._codes.codes.parts("faiss")
 
     def _engine_bytes(self) -> int:

@@ -8,11 +8,11 @@ import numpy as np
 
 from ..errors import EngineError
 from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
-from .base import Arrays, BuildJob, Index, chunks
+from .base import Arrays, BuildJob, Index, Parts, chunks
 from .bitmap import RowFilter
 from .costs import HNSW_ROWS_PER_BEAM
 from .exact_scan import padded, to_distances
-from .faiss_helpers import from_bytes, metric_of, searched, to_bytes, with_rows
+from .faiss_helpers import Serialised, from_bytes, metric_of, searched, with_rows
 from .faiss_support import load_faiss, one_thread, translate_error
 from .vector_table import VectorTable
 
@@ -68,8 +68,8 @@ class HNSWIndex(Index):
         storage = load_faiss().downcast_index(engine.storage)
         return HNSWIndex(self.plan, self.metric, self.slot_table_with(rows), engine, storage)
 
-    def _engine_parts(self) -> Arrays:
-        return {"faiss": to_bytes(self._engine, load_faiss().IO_FLAG_SKIP_STORAGE)}
+    def _engine_parts(self) -> Parts:
+        return {"faiss": Serialised(self._engine, load_faiss().IO_FLAG_SKIP_STORAGE)}
 
     def _engine_bytes(self) -> int:
         graph = self._engine.hnsw

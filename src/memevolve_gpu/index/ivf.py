@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from ..errors import EngineError
 from ..types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Rows, SearchParams
-from .base import CENTROIDS, Arrays, BuildJob, Index, chunks, part
+from .base import CENTROIDS, Arrays, BuildJob, Index, Parts, chunks, part
 from .bitmap import RowFilter
 from .codes import Codes, with_room
 from .costs import WHOLE_ROWS, lists_cost, scan_cost
 from .exact_scan import padded
 from .faiss_helpers import (
+    Serialised,
     aligned_bytes,
     check_codes,
     from_bytes,
@@ -29,7 +30,6 @@ from .faiss_helpers import (
     metric_of,
     quiet,
     searched,
-    to_bytes,
     with_rows,
 )
 from .faiss_support import load_faiss, one_thread, translate_error
@@ -171,9 +171,9 @@ class IVFIndex(Index):
             centroids=self._centroids,
         )
 
-    def _engine_parts(self) -> Arrays:
+    def _engine_parts(self) -> Parts:
         if self._whole is None:
-            return {"faiss": to_bytes(self._lists)}
+            return {"faiss": Serialised(self._lists)}
         own: Arrays = {"assigned": self._assigned, CENTROIDS: self._centroids}
         return own | self._whole.codes.parts("codes")
 

@@ -28,11 +28,11 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ import numpy.typing as npt
 from ..errors import EngineError, MemEvolveError
 from ..types import IndexPlan, IntArray, JsonObject, Metric
 from ..utils.drafts import PRIVATE, draft_of, name_file, sync_folder
-from .base import CENTROIDS, MOVABLE, VECTORS, Arrays, Index
+from .base import CENTROIDS, MOVABLE, VECTORS, Arrays, Index, Written
 from .registry import KINDS, from_parts
 from .spill import FIRST_ROW
 from .vector_table import checksums_of, growable, mapped, sealed_spill
@@ -118,18 +118,18 @@ def write_snapshot(path: str | os.PathLike[str], index: Index, info: SnapshotInf
     Raises:
         SnapshotError: the system refuses (disk full, no permission, folder missing); what was at ``path`` stays.
     """
-    target = Path(path)
-    parts = index.parts()
-    arrays = {name: np.ascontiguousarray(parts[name]) for name in sorted(parts, key=VECTORS.__ne__)}
-    arrays[_CHECKSUMS] = checksums_of(arrays[VECTORS])
+    target, parts = Path(path), index.parts()
+    vectors = np.ascontiguousarray(parts.pop(VECTORS))
+    parts = {VECTORS: vectors} | parts | {_CHECKSUMS: checksums_of(vectors)}
     if len(info.dead):
-        arrays[_DEAD] = np.ascontiguousarray(info.dead)
-    header = _header_bytes(arrays, info)
+        parts[_DEAD] = info.dead
+    contents = {name: _content(one) for name, one in parts.items()}
+    header = _header_bytes(contents, info)
     if len(header) > _MAX_HEADER:
         raise SnapshotError("unwritable", f"extra: the header takes {len(header)} bytes, {_MAX_HEADER} are allowed")
     try:
-        if not _take_over(target, index, header, arrays, mode):
-            _write_anew(target, index, header, arrays, mode)
+        if not _take_over(target, index, header, contents, vectors, mode):
+            _write_anew(target, index, header, contents, mode)
         sync_folder(target.parent)
     except OSError as error:
         raise SnapshotError(
@@ -179,83 +179,112 @@ def read_info(path: str | os.PathLike[str]) -> SnapshotInfo:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def _write_anew(target: Path, index: Index, header: bytes, arrays: Arrays, mode: int) -> None:
+class _Content(NamedTuple):
+    """What a section holds; ``write`` hands its bytes, in order, to the function that it is given."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    write: Callable[[Callable[[Any], object]], object]
+
+    @property
+    def crc32(self) -> int:
+        crc = 0
+
+        def add(piece: Any) -> None:
+            nonlocal crc
+            crc = zlib.crc32(piece, crc)
+
+        self.write(add)
+        return crc
+
+
+_Contents = dict[str, _Content]
+
+
+def _content(part: npt.NDArray[np.generic] | Written) -> _Content:
+    if not isinstance(part, np.ndarray):
+        return _Content("uint8", (part.nbytes,), part.nbytes, part.write)
+    raw = _raw(np.ascontiguousarray(part))
+    return _Content(part.dtype.name, part.shape, len(raw), lambda sink: sink(raw))
+
+
+def _write_anew(target: Path, index: Index, header: bytes, contents: _Contents, mode: int) -> None:
     with draft_of(target, mode) as draft, open(draft.handle, "w+b", closefd=False) as file:
-        places = _write(file, header, arrays)
+        places = _write(file, header, contents)
         file.flush()
         os.fsync(file.fileno())
         draft.path.replace(target)
-        _map(index, file, places, arrays, target.parent)
+        _map(index, file, places, contents, target.parent)
 
 
-def _take_over(target: Path, index: Index, header: bytes, arrays: Arrays, mode: int) -> bool:
+def _take_over(
+    target: Path, index: Index, header: bytes, contents: _Contents, vectors: npt.NDArray[np.generic], mode: int
+) -> bool:
     """Make the spill in which the last vectors lie the snapshot; False where there is none, or it cannot be named.
 
     The file has no name until it is complete and synced. What a failure has written is given back.
     """
     if _PREFIX.size + len(header) > FIRST_ROW:
         return False
-    vectors = arrays[VECTORS]
     spill = sealed_spill(vectors)
     if spill is None:
         return False
     named = False
     try:
         with open(spill.file, "r+b", closefd=False) as file:
-            size = _sections_end(_PREFIX.size + len(header), [(name, array.nbytes) for name, array in arrays.items()])
+            size = _sections_end(_PREFIX.size + len(header), [(name, one.nbytes) for name, one in contents.items()])
             os.posix_fallocate(spill.file, 0, size)
-            places = _write(file, header, arrays, vectors.nbytes - spill.start)
+            places = _write(file, header, contents, vectors.nbytes - spill.start)
             file.truncate(size)
             os.fsync(spill.file)
             named = name_file(spill.file, target, mode)
             if named:
-                _map(index, file, places, arrays, target.parent)
+                _map(index, file, places, contents, target.parent)
     finally:
         if not named:
             spill.give_back(vectors.nbytes)
     return named
 
 
-def _write(file: BinaryIO, header: bytes, arrays: Arrays, held: int = 0) -> dict[str, int]:
+def _write(file: BinaryIO, header: bytes, contents: _Contents, held: int = 0) -> dict[str, int]:
     """Write all but the last ``held`` bytes of the vectors, which the file has; returns where each section begins."""
     places = {}
     crc = _header_crc(FORMAT_VERSION, header)
     file.seek(0)
     file.write(_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header), crc) + header)
-    for name, array in arrays.items():
+    for name, content in contents.items():
         file.write(bytes(_gap(name, file.tell())))
-        places[name] = file.tell()
-        if array.nbytes:
-            own = held if name == VECTORS else 0
-            file.write(_raw(array)[: array.nbytes - own])
-            file.seek(own, os.SEEK_CUR)
+        places[name], new = file.tell(), content.nbytes - held * (name == VECTORS)
+        content.write(lambda piece, new=new: file.write(piece[:new]))
+        file.seek(places[name] + content.nbytes)
     file.flush()
     return places
 
 
-def _map(index: Index, file: BinaryIO, places: dict[str, int], arrays: Arrays, folder: Path) -> None:
+def _map(index: Index, file: BinaryIO, places: dict[str, int], contents: _Contents, folder: Path) -> None:
     """Have ``index`` read its parts from where they were written; where that cannot be they stay in memory."""
     found = {
-        name: _mapped_part(file, places[name], name, arrays[name].shape, arrays[name].dtype, folder)
+        name: _mapped_part(file, places[name], name, contents[name].shape, np.dtype(contents[name].dtype), folder)
         for name in MOVABLE
-        if name in arrays
+        if name in contents
     }
     if found[VECTORS] is not None:
         index.moved_to({name: array for name, array in found.items() if array is not None})
 
 
-def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
+def _header_bytes(contents: _Contents, info: SnapshotInfo) -> bytes:
     plan = asdict(info.plan)
     del plan["refusal"]  # of the day when it was planned; the index itself has none
     described = {f.name: getattr(info, f.name) for f in fields(info) if f.name != _DEAD} | {"plan": plan}
     sections = [
         {
             "name": name,
-            "dtype": array.dtype.name,
-            "shape": list(array.shape),
-            "crc32": zlib.crc32(_raw(arrays[_CHECKSUMS] if name == VECTORS else array)),
+            "dtype": content.dtype,
+            "shape": list(content.shape),
+            "crc32": contents[_CHECKSUMS if name == VECTORS else name].crc32,
         }
-        for name, array in arrays.items()
+        for name, content in contents.items()
     ]
     return json.dumps({"info": described, "sections": sections}, allow_nan=False, separators=(",", ":")).encode()
 

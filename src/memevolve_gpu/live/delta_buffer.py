@@ -11,9 +11,11 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ..index.vector_table import copy_rows, growable, in_memory
 from ..types import FloatArray, IntArray
@@ -27,8 +29,12 @@ LARGEST_CHUNK = 65_536
 
 
 def row_bytes(dim: int) -> int:
-    """Bytes of one row: vector, slot, death, namespace, and the id as a Python string of about 64 bytes."""
-    return 4 * dim + 28 + 64
+    """About as many bytes as one row takes: vector, slot, death, namespace, and an id of 36 bytes, as uuid makes."""
+    return 4 * dim + _FIXED_BYTES + 36
+
+
+_FIXED_BYTES = 8 + 8 + 4 + 4 + 8
+"""Slot, death, namespace, position in the namespace, and end of the id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,8 @@ class DeltaBuffer:
         self.dim = dim
         self.folder = folder
         self.n = 0
-        self.ids: list[str] = []
+        self._id_bytes, self._id_ends = bytearray(), array("q")
+        """The ids in UTF-8, one behind the other, and where each ends."""
         self.namespaces = array("i")
         """The key of each row's namespace."""
         self._groups: dict[int, array[int]] = {}
@@ -70,7 +77,7 @@ class DeltaBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of memory of the rows in use."""
-        return self.n * row_bytes(self.dim) - self.spilled * 4 * self.dim
+        return self.n * (4 * self.dim + _FIXED_BYTES) + len(self._id_bytes) - self.spilled * 4 * self.dim
 
     @property
     def spilled(self) -> int:
@@ -90,7 +97,9 @@ class DeltaBuffer:
             chunk.slots[low:high] = slots[done:upto]
             chunk.died[low:high] = NEVER
             chunk.vectors[low:high] = vectors[done:upto]
-            self.ids.extend(ids[done:upto])
+            encoded, end = [one.encode() for one in ids[done:upto]], len(self._id_bytes)
+            self._id_bytes += b"".join(encoded)
+            self._id_ends.extend(end + more for more in accumulate(map(len, encoded)))
             self.n += high - low
             done = upto
         self._group([DEFAULT] * m if namespaces is None else namespaces)
@@ -98,12 +107,13 @@ class DeltaBuffer:
     def truncate(self, n: int) -> None:
         """Drop rows from position n on, half-done ones of an interrupted :meth:`extend` too; no published view may
         contain them."""
-        if n == self.n == len(self.namespaces) == len(self.ids):
+        kept = self._id_ends[n - 1] if n else 0
+        if n == self.n == len(self.namespaces) == len(self._id_ends) and kept == len(self._id_bytes):
             return
         for key in set(self.namespaces[n:]) & self._groups.keys():
             group = self._groups[key]
             del group[bisect_left(group, n) :]
-        del self.ids[n:], self.namespaces[n:]
+        del self._id_bytes[kept:], self._id_ends[n:], self.namespaces[n:]
         self.n = n
 
     def rows_of(self, keys: Sequence[int], end: int) -> IntArray:
@@ -135,6 +145,15 @@ class DeltaBuffer:
     def died_at(self, position: int) -> int:
         chunk = self._chunk_at(position)
         return int(chunk.died[position - chunk.start])
+
+    def id_at(self, position: int) -> str:
+        return self._id_bytes[self._id_ends[position - 1] if position else 0 : self._id_ends[position]].decode()
+
+    def ids(self, start: int, end: int) -> tuple[npt.NDArray[np.uint8], IntArray]:
+        """A copy of the ids from position ``start`` to ``end`` (exclusive): their UTF-8 bytes, and where each ends."""
+        first, ends = self._id_ends[start - 1] if start else 0, np.array(self._id_ends[start:end], np.int64)
+        last = int(ends[-1]) if len(ends) else first
+        return np.frombuffer(bytes(self._id_bytes[first:last]), np.uint8), ends - first
 
     def slot_at(self, position: int) -> int:
         chunk = self._chunk_at(position)
@@ -168,7 +187,9 @@ class DeltaBuffer:
         ``start`` is copied, so that the rows before it can be freed. Space that no row uses is not taken over.
         """
         other = DeltaBuffer(self.dim, self.folder)
-        other.n, other.ids = end - start, self.ids[start:end]
+        other.n = end - start
+        id_bytes, id_ends = self.ids(start, end)
+        other._id_bytes, other._id_ends = bytearray(id_bytes), array("q", id_ends.tobytes())
         other._group(self.namespaces[start:end])
         for chunk in self._chunks:
             if start <= chunk.start < end:
@@ -186,7 +207,8 @@ class DeltaBuffer:
         other = DeltaBuffer(self.dim, self.folder)
         for piece in self.pieces(0, end):
             part = slice(piece.start, piece.end)
-            other.extend(piece.slots.tolist(), self.ids[part], piece.vectors, self.namespaces[part])
+            ids = [self.id_at(position) for position in range(piece.start, piece.end)]
+            other.extend(piece.slots.tolist(), ids, piece.vectors, self.namespaces[part])
         for chunk in other._chunks:
             for piece in self.pieces(chunk.start, min(chunk.end, end)):
                 low = piece.start - chunk.start
@@ -200,7 +222,7 @@ class DeltaBuffer:
         for at, key in enumerate(namespaces, first):
             group = self._groups.get(key)
             if group is None:
-                group = self._groups[key] = array("q")
+                group = self._groups[key] = array("i")
             group.append(at)
 
     def _chunk_at(self, position: int) -> Chunk:

@@ -270,7 +270,7 @@ def _joined_ids(view: View, from_index: IntArray, from_delta: IntArray) -> tuple
 
 
 def _delta_ids(view: View, positions: IntArray) -> tuple[npt.NDArray[np.uint8], IntArray]:
-    return _ids_of(*view.delta.ids_until(view.delta_n), positions)
+    return _ids_of(*view.delta.ids(0, view.delta_n), positions)
 
 
 def _ids_of(

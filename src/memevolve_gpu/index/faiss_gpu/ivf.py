@@ -14,9 +14,9 @@ import numpy as np
 
 from ...errors import EngineError
 from ...types import FaissIndex, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows, SearchParams
-from ..base import Arrays, BuildJob, Progress, out_of_range
+from ..base import Arrays, BuildJob, Parts, Progress, out_of_range
 from ..bitmap import RowFilter
-from ..faiss_helpers import emptied, from_bytes, metric_of, quiet, to_bytes
+from ..faiss_helpers import Serialised, emptied, from_bytes, metric_of, quiet
 from ..faiss_support import load_faiss, one_thread, translate_error
 from ..sample import ADD_ROWS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
@@ -83,8 +83,8 @@ class FaissGpuIVFIndex(FaissGpuIndex):
     def list_sizes(self) -> list[int]:
         return self._sizes
 
-    def _engine_parts(self) -> Arrays:
-        return {"faiss": to_bytes(self.trained)}
+    def _engine_parts(self) -> Parts:
+        return {"faiss": Serialised(self.trained)}
 
     def _engine_bytes(self) -> int:
         return 4 * self.nlist * self.dim

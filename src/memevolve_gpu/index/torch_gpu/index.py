@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import DeviceError, EngineError
 from ...types import Device, DeviceIncident, FloatArray, IndexPlan, IntArray, Matrix, Metric, Rows, SearchParams, Tensor
 from ...utils.vectors import DeviceQueries, host_queries
-from ..base import Arrays, BuildJob, DeltaRows, Index, part
+from ..base import Arrays, BuildJob, DeltaRows, Index, Parts, part
 from ..bitmap import RowFilter
 from ..costs import scan_cost
 from ..device_failover import DeviceFailover
@@ -351,7 +351,7 @@ class TorchIndex(Index):
 
     # -------------------------------------------------------------------------------------------------- parts
 
-    def _engine_parts(self) -> Arrays:
+    def _engine_parts(self) -> Parts:
         return {"centre": self._quantization.centre, "scale": np.array([self._quantization.scale], np.float32)}
 
     def _engine_bytes(self) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...errors import EngineError
 from ...types import Device, FloatArray, IndexPlan, IntArray, Metric, Rows, Tensor
-from ..base import Arrays, BuildJob, part
+from ..base import Arrays, BuildJob, Parts, part
 from ..sample import CODE_TRAINING_POINTS, POINTS_PER_LIST, training_sample
 from ..vector_table import VectorTable
 from .device_rows import GROUP, Quantization, blocks_of, measured_quantization, padded_columns, padded_groups
@@ -92,7 +92,7 @@ class TorchIVFIndex(TorchIndex):
         sizes: list[int] = self._sizes.tolist()
         return sizes
 
-    def _engine_parts(self) -> Arrays:
+    def _engine_parts(self) -> Parts:
         return super()._engine_parts() | {
             "centroids": self.centroids,
             "assignment": self._assignment.astype(np.int64),
