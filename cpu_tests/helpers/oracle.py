@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from memevolve_gpu.index import costs, ivf
-from memevolve_gpu.index.base import Index
+from memevolve_gpu.index.base import Index, Written
 from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.registry import build
-from memevolve_gpu.types import FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
+from memevolve_gpu.types import AnyArray, FloatArray, IndexPlan, IntArray, Metric, Precision, Rows
 
 KINDS = ("exact", "two_stage", "ivf", "hnsw")
 TORCH_KINDS = ("torch-exact", "torch-ivf")
@@ -40,6 +40,18 @@ def parametrize_case(metafunc: pytest.Metafunc, kinds: Sequence[str]) -> None:
     if "case" in metafunc.fixturenames:
         turn = zlib.crc32(metafunc.function.__name__.encode())
         metafunc.parametrize("case", pairs(kinds, turn), indirect=True, scope="module", ids="-".join)
+
+
+def contents(index: Index) -> dict[str, AnyArray]:
+    """The parts of an index as arrays, also those that are made while they are written."""
+    return {name: one if isinstance(one, np.ndarray) else written(one) for name, one in index.parts().items()}
+
+
+def written(part: Written) -> npt.NDArray[np.uint8]:
+    pieces: list[bytes] = []
+    part.write(pieces.append)
+    assert sum(map(len, pieces)) == part.nbytes
+    return np.frombuffer(b"".join(pieces), np.uint8)
 
 
 def clustered(rng: np.random.Generator, n: int, dim: int, metric: Metric, clusters: int = 40) -> FloatArray:

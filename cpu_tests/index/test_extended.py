@@ -16,6 +16,7 @@ from oracle import (
     WAYS,
     check_answer,
     clustered,
+    contents,
     index_of,
     nearest,
     pairs,
@@ -47,8 +48,8 @@ def cut(rows: Rows, start: int, end: int) -> Rows:
     return Rows(rows.slots[start:end], text, ends, rows.vectors[start:end])
 
 
-def contents(index: Index) -> dict[str, bytes]:
-    return {name: array.tobytes() for name, array in index.parts().items()}
+def raw(index: Index) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in contents(index).items()}
 
 
 def answers(index: Index, queries: FloatArray) -> list[bytes]:
@@ -61,7 +62,7 @@ def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision,
     vectors, queries = clustered(rng, N + M, DIM, metric), clustered(rng, 30, DIM, metric)
     rows = rows_of(vectors)
     old = index_of(kind, vectors[:N], metric, precision)
-    before, answered = contents(old), answers(old, queries)
+    before, answered = raw(old), answers(old, queries)
     new = old.extended(cut(rows, N, N + M))
     assert new is not None
     assert (new.n, new.kind, new.nlist) == (N + M, old.kind, old.nlist)
@@ -76,7 +77,7 @@ def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision,
     assert np.array_equal(new.vectors, fresh.vectors)
     for name in ("vectors", "slots", "id_bytes", "id_ends"):
         assert np.array_equal(new.parts().get(name, 0), fresh.parts().get(name, 0)), name
-    assert contents(old) == before
+    assert raw(old) == before
     assert answers(old, queries) == answered
 
 
@@ -147,7 +148,7 @@ def test_snapshot_holds_exactly_its_rows(kind: str, tmp_path: Path, rng: np.rand
         info = SnapshotInfo("s", 1, 1, index.n, index.plan, index.metric, DIM, 0.0, 7)
         write_snapshot(tmp_path / "s", index, info)
         again, _ = read_snapshot(tmp_path / "s", store_id="s", dim=DIM, metric="cosine")
-        assert contents(again) == contents(index)
+        assert raw(again) == raw(index)
         assert answers(again, vectors[:9]) == answers(index, vectors[:9])
     few = rows_of(vectors[:5])
     more = again.extended(Rows(few.slots + 10**6, few.id_bytes, few.id_ends, few.vectors))

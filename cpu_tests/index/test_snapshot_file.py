@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import KINDS, WAYS, clustered, index_of, pairs
+from oracle import KINDS, WAYS, clustered, contents, index_of, pairs
 
 from memevolve_gpu.errors import MemEvolveError
 from memevolve_gpu.index.base import Index
@@ -86,8 +86,8 @@ def test_round_trip(kind: str, metric: Metric, precision: Precision, folder: Pat
     assert read_back == info == read_info(path)
     assert again.nbytes == index.nbytes
     assert (again.kind, again.plan, again.n, again.nlist) == (index.kind, index.plan, index.n, index.nlist)
-    for name, array in index.parts().items():
-        assert np.array_equal(array, again.parts()[name]), name
+    for name, array in contents(index).items():
+        assert np.array_equal(array, contents(again)[name]), name
     queries = clustered(rng, 20, 40, metric)
     for mask in (None, RowFilter(rng.random(1500) < 0.5)):
         for params in (SearchParams(nprobe=8, rerank=50, ef=20), SearchParams(exact=True)):
@@ -351,7 +351,7 @@ def test_graph_whose_links_leave_it(folder: Path, rng: np.random.Generator) -> N
 
 def test_engine_bytes_that_faiss_cannot_read(folder: Path, rng: np.random.Generator) -> None:
     index = index_of("two_stage", clustered(rng, 80, 6, "l2"), "l2")
-    for junk in (np.zeros(0, np.uint8), np.arange(200, dtype=np.uint8), index.parts()["faiss"][:-9]):
+    for junk in (np.zeros(0, np.uint8), np.arange(200, dtype=np.uint8), contents(index)["faiss"][:-9]):
         path = folder / "junk"
         write_snapshot(path, _Parts(index, index.parts() | {"faiss": junk}), info_of(index))  # type: ignore[arg-type]
         with pytest.raises(SnapshotError) as caught:

@@ -182,7 +182,11 @@ def _with_noise(stored: FloatArray, rng: np.random.Generator, *, normalise: bool
 _STEP_COST = 1_000_000_000.0
 """Work between two pauses in units of 10 picoseconds (10 ms)."""
 _SEARCHES_IN_STEP = 32
-MOST_CANDIDATES = 2200
+WIDTHS = (
+    *(20, 25, 30, 40, 50, 60, 70, 80, 90, 100, 120, 150, 175, 200, 250, 300),
+    *(375, 450, 550, 700, 850, 1000, 1250, 1500, 1800, 2200),
+)
+"""Numbers of candidates whose recall one pass over the codes shows."""
 _TRUTHS_IN_STEP = 48
 """Exact searches of fewer queries would not share a matrix product."""
 
@@ -240,8 +244,8 @@ class RecallEvaluator:
         rows = np.arange(0, len(self.eval_queries), every)
         if params.exact:
             return np.ones((len(rows), len(self.ks)))
-        if params == SearchParams(rerank=params.rerank) and 0 < params.rerank <= self._hits.shape[2]:
-            hits = self._hits[:, rows, params.rerank - 1] / np.array(self.ks)[:, None]
+        if params == SearchParams(rerank=params.rerank) and params.rerank in WIDTHS[: self._hits.shape[2]]:
+            hits = self._hits[:, rows, WIDTHS.index(params.rerank)] / np.array(self.ks)[:, None]
             return np.where(np.array(self.ks) <= k, np.minimum(hits.T, 1.0), np.nan)
         found = self._search(params, k, rows, _SEARCHES_IN_STEP)
         recalls = np.full((len(rows), len(self.ks)), np.nan)
@@ -252,21 +256,22 @@ class RecallEvaluator:
 
     @lazy
     def _hits(self) -> npt.NDArray[np.int16]:
-        """How many of each query's k nearest are among its first w candidates, for each of ``ks`` and all w from 1 on,
-        int16 (len(ks), nq, w); w is 0 where the index has no candidates of its own."""
+        """How many of each query's k nearest are among its first w candidates, for each of ``ks`` and the w of
+        ``WIDTHS``, int16 (len(ks), nq, number of w); none where the index has no candidates of its own."""
         index, source = self.index, self.eval_queries.source
-        width = min(MOST_CANDIDATES, index.n // 4) if index.n >= 4 * self.ks[-1] else 0
+        widths = [width for width in WIDTHS if width <= index.n // 4] if index.n >= 4 * self.ks[-1] else []
         pieces = []
         for part in _parts(np.arange(len(self.eval_queries)), _SEARCHES_IN_STEP):
             queries = self.eval_queries.queries[part]
-            candidates = index.candidates(queries, width) if width else None
+            candidates = index.candidates(queries, widths[-1]) if widths else None
             if candidates is None:
                 return np.empty((len(self.ks), len(self.eval_queries), 0), np.int16)
             distances = index.table.distances(queries, candidates)
             if source is not None:
                 distances[candidates == source[part, None]] = np.inf
             hits = [distances <= _with_slack(self.truth[part, at - 1])[:, None] for at in self.ks]
-            pieces.append(np.stack([np.cumsum(each, axis=1, dtype=np.int16) for each in hits]))
+            counts = [np.cumsum(each, axis=1, dtype=np.int16) for each in hits]
+            pieces.append(np.stack([each[:, np.array(widths) - 1] for each in counts]))
             self._pause()
         return np.concatenate(pieces, axis=1)
 

@@ -9,14 +9,12 @@ from ..index.base import Index
 from ..index.costs import HNSW_ROWS_PER_BEAM, codes_cost, lists_cost, scan_cost
 from ..index.sample import default_codes
 from ..types import DoubleArray, SearchParams
-from .recall import RecallEvaluator
+from .recall import WIDTHS, RecallEvaluator
 
 EVERY = 4
 """Every fourth query orders the search parameters; all queries decide which of them reach a target."""
 
 _RERANKS = (20, 30, 40, 60, 80, 100, 150, 200, 300, 450, 700, 1000, 1500, 2200)
-_FINE_RERANKS = tuple(sorted({*_RERANKS, 25, 50, 70, 90, 120, 175, 250, 375, 550, 850, 1250, 1800}))
-"""Where one pass over the candidates shows the recall of every number of them."""
 _WIDE = 1500
 """Candidates at which 4-bit codes miss almost nothing, so that all misses come from lists that were not probed."""
 _BEAMS = (20, 27, 36, 48, 65, 90, 120, 160, 200, 270, 360, 480, 640, 860, 1150, 1500)
@@ -90,7 +88,7 @@ class SearchParamSweep:
         if _probes(index):
             return [SearchParams(nprobe=nprobe, rerank=rerank) for nprobe in _probe_counts(index) for rerank in widths]
         if index.kind in ("two_stage", "ivf"):
-            return [SearchParams(rerank=rerank) for rerank in _FINE_RERANKS if rerank >= 2 * k]
+            return [SearchParams(rerank=rerank) for rerank in WIDTHS if rerank >= 2 * k]
         return [SearchParams(ef=beam) for beam in _BEAMS if beam >= 2 * k] if index.kind == "hnsw" else []
 
     def _promised(self, params: SearchParams) -> DoubleArray:
