@@ -411,6 +411,7 @@ class Maintenance:
         return live.generation == info.generation
 
     def _rebuild(self, reason: RebuildReason, progress: Progress = silent, *, forced: bool = False) -> str:
+        trim_heap()  # what a bulk write left behind
         done = rebuild(
             reason, self._live, self._saver, self.scheduler, self.plan, self._collect, progress, forced=forced
         )

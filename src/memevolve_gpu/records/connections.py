@@ -106,7 +106,7 @@ def set_up_writer(con: apsw.Connection, durability: Durability) -> None:
     page = first_row(con, "PRAGMA page_size")[0]
     con.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_BYTES // page}")
     con.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
-    con.execute("PRAGMA cache_size = -16384")
+    con.execute("PRAGMA cache_size = -4096")  # 16 MiB stored 160,000 units with random ids no faster
 
 
 def shut(con: apsw.Connection) -> None:
