@@ -46,26 +46,32 @@ def test_an_index_that_grows_keeps_its_groups(keys: list[int], more: list[int], 
         max_size=8,
     )
 )
-def test_a_delta_buffer_knows_the_rows_of_each_namespace(steps: list[tuple[str, object]]) -> None:
-    delta, model, slot = DeltaBuffer(2), list[int](), 0
+def test_a_delta_buffer_knows_its_ids_and_the_rows_of_each_namespace(steps: list[tuple[str, object]]) -> None:
+    delta, model, ids, slot = DeltaBuffer(2), list[int](), list[str](), 0
     for step, argument in steps:
         if step == "add":
             assert isinstance(argument, list)
             slots = range(slot, slot + len(argument))
-            delta.extend(slots, ["-"] * len(argument), np.zeros((len(argument), 2), np.float32), argument)
+            delta.extend(slots, [f"é{at}" for at in slots], np.zeros((len(argument), 2), np.float32), argument)
             model, slot = [*model, *argument], slot + len(argument)
+            ids += [f"é{at}" for at in slots]
         elif step == "cut":
             assert isinstance(argument, int)
-            model = model[: min(argument, len(model))]
+            model, ids = model[: min(argument, len(model))], ids[:argument]
             delta.truncate(len(model))
         else:
             start = min(3, len(model))
-            model, delta = model[start:], delta.rest(start, delta.n)
+            model, ids, delta = model[start:], ids[start:], delta.rest(start, delta.n)
     for end in {0, len(model) // 2, len(model)}:
         for key in range(6):
             assert delta.rows_of([key], end).tolist() == [at for at, one in enumerate(model[:end]) if one == key]
         assert delta.rows_of([1, 3], end).tolist() == [at for at, one in enumerate(model[:end]) if one in (1, 3)]
     assert delta.covered_by([0, 1, 2, 3, 4, 5])
+    for held in (delta, delta.copy(delta.n)):
+        assert [held.id_at(position) for position in range(held.n)] == ids
+        text, ends = held.ids(len(ids) // 3, len(ids))
+        assert text.tobytes().decode() == "".join(ids[len(ids) // 3 :])
+        assert np.diff(ends, prepend=0).tolist() == [len(one.encode()) for one in ids[len(ids) // 3 :]]
 
 
 @settings(max_examples=200)

@@ -309,10 +309,13 @@ class LiveIndex:
 
     def save_fields(self, timeout: float) -> None:
         """Keep the fields that filters used, for the next opening; a failure is an event."""
+        held = self.columns.nbytes
         try:
             self.columns.save(timeout)
         except (StorageError, OSError) as error:
             self.events.record("fields-unsaved", str(error))
+        if self.columns.nbytes < held:  # they are in the file now
+            trim_heap()
 
     def needs_foresight(self, growth: float = FORESEEN_GROWTH) -> bool:
         """Whether fields should be read before filters name them; growth: of the store since they were."""
@@ -326,7 +329,6 @@ class LiveIndex:
         if recalled or self.needs_foresight():
             pause = SearchYield(lambda: self.last_search)
             self.columns.foresee(lambda: self._log(self.catch_up()), recalled, pause, stop)
-            trim_heap()
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""

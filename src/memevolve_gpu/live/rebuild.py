@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..devices.memory import trim_heap
 from ..errors import DeviceError, EngineError
 from ..index.base import Index
 from ..index.registry import build
@@ -315,6 +316,7 @@ def _built(
             index = build(
                 plan, rows, old.metric, seed=settings.seed, training=training, reuse_from=reuse_from, progress=progress
             )
+            trim_heap()
         except DeviceError:
             raise
         except EngineError as error:
