@@ -10,7 +10,7 @@ import pytest
 from oracle import clustered, contents, index_of, rows_of
 
 from memevolve_gpu.errors import EngineError
-from memevolve_gpu.index import faiss_helpers, snapshot_file
+from memevolve_gpu.index import codes, faiss_helpers, snapshot_file
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.codes import MOST_PIECES, Codes, with_room
 from memevolve_gpu.index.faiss_helpers import in_one_piece, searched
@@ -23,6 +23,11 @@ from memevolve_gpu.types import FloatArray, Metric, Rows, SearchParams
 DIM = 40
 SIZES = ([700, 1], [700, 31, 33], [700, 300, 150, 70, 30, 10], [90, 700], [64, 64, 64, 64], [700, *[13] * 20])
 """Rows of the first index, and those that are added one after another."""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codes, "SMALL_ROWS", 0)
 
 
 def trained(vectors: FloatArray, metric: Metric = "l2") -> Codes:
@@ -38,14 +43,14 @@ def chain(vectors: FloatArray, sizes: list[int], metric: Metric = "l2") -> list[
     return made
 
 
-def assert_like_one_piece(codes: Codes, vectors: FloatArray, queries: FloatArray) -> None:
-    whole = with_room(in_one_piece(codes.trained), len(vectors))
-    whole.add(padded_columns(vectors, codes.columns))
-    wide = padded_columns(queries, codes.columns)
+def assert_like_one_piece(held: Codes, vectors: FloatArray, queries: FloatArray) -> None:
+    whole = with_room(in_one_piece(held.trained), len(vectors))
+    whole.add(padded_columns(vectors, held.columns))
+    wide = padded_columns(queries, held.columns)
     far, found = searched(whole, wide, len(vectors), "a test")
     by_row = np.take_along_axis(far, np.argsort(found, axis=1), axis=1)
     for width in (1, 10, 77, len(vectors), len(vectors) + 5):
-        nearest = codes.nearest(queries, width)
+        nearest = held.nearest(queries, width)
         assert nearest.shape == (len(queries), width)
         assert (nearest[:, len(vectors) :] == -1).all()
         nearest = nearest[:, : len(vectors)]
@@ -57,10 +62,10 @@ def assert_like_one_piece(codes: Codes, vectors: FloatArray, queries: FloatArray
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_pieces_find_what_one_piece_finds(sizes: list[int], metric: Metric, rng: np.random.Generator) -> None:
     vectors, queries = clustered(rng, sum(sizes), DIM, metric), clustered(rng, 8, DIM, metric)
-    for codes in chain(vectors, sizes, metric):
-        assert len(codes._pieces) <= MOST_PIECES
-        assert_like_one_piece(codes, vectors[: codes.n], queries)
-        assert_like_one_piece(codes, vectors[: codes.n], queries[:1])
+    for held in chain(vectors, sizes, metric):
+        assert len(held._pieces) <= MOST_PIECES
+        assert_like_one_piece(held, vectors[: held.n], queries)
+        assert_like_one_piece(held, vectors[: held.n], queries[:1])
 
 
 def test_longer_codes_share_the_memory_of_those_before(rng: np.random.Generator) -> None:
