@@ -22,7 +22,7 @@ from cuda_tests.torch_kit import (
     overlap,
     vectors_of,
 )
-from oracle import rows_of
+from oracle import contents, rows_of
 
 from memevolve_gpu.errors import DeviceError
 from memevolve_gpu.index.bitmap import RowFilter
@@ -219,7 +219,7 @@ def test_lists_answer_as_on_the_cpu(
 ) -> None:
     vectors, queries = vectors_of(40_000, 128, metric=metric), vectors_of(200, 128, 2, metric)
     index = on_card("ivf", vectors, metric, precision=precision, nlist=100)
-    parts = index.parts()
+    parts = contents(index)
     on_cpu = from_parts(IndexPlan("ivf", nlist=100, engine="torch", precision=precision), metric, parts)
     host_is_not_asked(index, monkeypatch)
     mask = RowFilter(np.arange(len(vectors)) % 3 > 0)

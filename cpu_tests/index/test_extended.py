@@ -76,7 +76,7 @@ def test_old_rows_then_new_ones(kind: str, metric: Metric, precision: Precision,
     fresh = index_of(kind, vectors, metric, precision)
     assert np.array_equal(new.vectors, fresh.vectors)
     for name in ("vectors", "slots", "id_bytes", "id_ends"):
-        assert np.array_equal(new.parts().get(name, 0), fresh.parts().get(name, 0)), name
+        assert np.array_equal(contents(new).get(name, 0), contents(fresh).get(name, 0)), name
     assert raw(old) == before
     assert answers(old, queries) == answered
 

@@ -108,7 +108,7 @@ def test_an_append_extends_both_sides(tmp_path: Path, card: Card, monkeypatch: p
 
 
 def _extended(self: OnCard, rows: Any) -> OnCard:
-    longer = OnCard(self.plan, self.metric, self._slot_table_with(rows), self.table.extended(rows.vectors))
+    longer = OnCard(self.plan, self.metric, self.slot_table_with(rows), self.table.extended(rows.vectors))
     self.card.allocate(longer, self.held)
     return longer
 

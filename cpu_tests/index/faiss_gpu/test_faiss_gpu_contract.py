@@ -28,7 +28,7 @@ from index.test_index_contract import (
     test_slot_table,
     test_threads_search_one_body_at_the_same_time,
 )
-from oracle import check_answer, clustered, fitted, nearest, pairs, parametrize_case, recall, rows_of
+from oracle import check_answer, clustered, contents, fitted, nearest, pairs, parametrize_case, recall, rows_of
 
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.bitmap import RowFilter
@@ -138,7 +138,7 @@ def test_vectors_far_from_the_origin(kind: str, card: Card, rng: np.random.Gener
 def test_parts_make_the_same_body_again(kind: str, precision: Precision, card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 900, 24, "cosine")
     index = index_of(kind, vectors, "cosine", precision)
-    parts = {name: array.copy() for name, array in index.parts().items()}
+    parts = {name: array.copy() for name, array in contents(index).items()}
     again = from_parts(index.plan, "cosine", parts)
     first, second = index.search(vectors[:40], 5, SearchParams()), again.search(vectors[:40], 5, SearchParams())
     assert np.array_equal(first[0], second[0])
@@ -149,7 +149,7 @@ def test_parts_make_the_same_body_again(kind: str, precision: Precision, card: C
 
 def test_same_seed_same_lists(card: Card, rng: np.random.Generator) -> None:
     vectors = clustered(rng, 900, 24, "l2")
-    one, same, other = [index_of("ivf", vectors, "l2", seed=seed).parts() for seed in (7, 7, 8)]
+    one, same, other = [contents(index_of("ivf", vectors, "l2", seed=seed)) for seed in (7, 7, 8)]
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one["faiss"], other["faiss"])
 

@@ -12,7 +12,7 @@ import pytest
 from fake_faiss_gpu import Card
 from index.faiss_gpu.conftest import others_on
 from index.faiss_gpu.test_faiss_gpu_contract import KINDS, index_of, plan_of
-from oracle import check_answer, clustered, nearest, recall, rows_of
+from oracle import check_answer, clustered, contents, nearest, recall, rows_of
 from support import as_child
 
 from memevolve_gpu.errors import DeviceError, EngineError
@@ -348,7 +348,7 @@ def test_predicted_bytes_are_what_the_card_holds(
 
 def test_a_snapshot_is_refused_where_the_device_is_full(card: Card, vectors: FloatArray) -> None:
     index = index_of("ivf", vectors, "l2")
-    parts = index.parts()
+    parts = contents(index)
     with pytest.raises(EngineError, match="33 of 32"):
         from_parts(replace(index.plan, nlist=33), "l2", parts)
     with pytest.raises(EngineError, match="another precision"):

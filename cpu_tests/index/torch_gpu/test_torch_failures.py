@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from index.torch_gpu.conftest import CARD
-from oracle import check_answer, nearest, recall, rows_of
+from oracle import check_answer, contents, nearest, recall, rows_of
 from support import HANGS, as_child, each
 from torch_gpu_kit import ILLEGAL, card_plan, fails_when, on_card, out_of_memory, some
 
@@ -265,7 +265,7 @@ def test_a_snapshot_opens_where_its_device_is_missing(
     kind: str, card: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors, queries = some(1), some(2, 20)
-    parts, plan = on_card(kind, vectors).parts(), card_plan(kind, vectors)
+    parts, plan = contents(on_card(kind, vectors)), card_plan(kind, vectors)
 
     def missing(device: str) -> None:
         raise DeviceError(f"device {device}: no GPU", "device-error")
@@ -309,7 +309,7 @@ def test_a_device_that_does_not_come_back_holds_nobody_else(card: Account, monke
 
 def test_a_thread_that_cannot_be_had_fails_no_search(card: Account, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, queries = some(1), some(2, 20)
-    parts, plan = on_card("exact", vectors).parts(), card_plan("exact", vectors)
+    parts, plan = contents(on_card("exact", vectors)), card_plan("exact", vectors)
 
     def refused(*_: object) -> None:
         raise DeviceError("no GPU")

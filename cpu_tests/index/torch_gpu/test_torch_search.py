@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from index.torch_gpu.conftest import CARD
-from oracle import METRICS, check_answer, rows_of
+from oracle import METRICS, check_answer, contents, rows_of
 from torch_gpu_kit import DIM, N, card_plan, fails_when, on_card, some
 
 from memevolve_gpu.errors import EngineError
@@ -96,7 +96,7 @@ def test_nothing_that_is_given_need_be_writable(kind: str, precision: Precision,
     for array in (vectors, queries, rows):
         array.flags.writeable = False
     index = on_card(kind, vectors, precision=precision)
-    parts = {name: array.copy() for name, array in index.parts().items()}
+    parts = {name: array.copy() for name, array in contents(index).items()}
     for array in parts.values():
         array.flags.writeable = False
     again = from_parts(index.plan, "l2", parts)
@@ -270,7 +270,7 @@ def test_a_plan_with_room_gets_float32_rows(card: Account) -> None:
 def test_parts_that_make_no_sense_are_refused(card: Account, name: str, damage: Any) -> None:
     index = on_card("ivf", some(1))
     with np.errstate(invalid="ignore"):
-        parts = index.parts() | {name: damage(index.parts()[name])}
+        parts = contents(index) | {name: damage(contents(index)[name])}
     with pytest.raises(EngineError, match="rebuild"):
         from_parts(index.plan, "l2", parts)
 

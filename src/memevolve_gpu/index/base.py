@@ -217,7 +217,8 @@ class Index(ABC):
     @property
     def row_bytes(self) -> int:
         """Bytes of host memory of slots, ids and vectors, which indexes over the same rows may share."""
-        return sum(map(in_memory, (self.slots, self.id_bytes, self.id_ends))) + self.table.resident_bytes
+        own = in_memory(self.slots) + in_memory(self.id_bytes) + in_memory(self.id_ends)
+        return own + self.table.resident_bytes
 
     @property
     def mapped_bytes(self) -> int:

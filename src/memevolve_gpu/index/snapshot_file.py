@@ -255,8 +255,11 @@ def _write(file: BinaryIO, header: bytes, contents: _Contents, held: int = 0) ->
     file.write(_PREFIX.pack(_MAGIC, FORMAT_VERSION, len(header), crc) + header)
     for name, content in contents.items():
         file.write(bytes(_gap(name, file.tell())))
-        places[name], new = file.tell(), content.nbytes - held * (name == VECTORS)
-        content.write(lambda piece, new=new: file.write(piece[:new]))
+        places[name] = file.tell()
+        if name == VECTORS and held:
+            content.write(lambda rows: file.write(rows[:-held]))
+        else:
+            content.write(file.write)
         file.seek(places[name] + content.nbytes)
     file.flush()
     return places
