@@ -31,11 +31,6 @@ def map_of(path: Path, rows: FloatArray, offset: int = mmap.PAGESIZE) -> FloatAr
         return mapped(file.fileno(), offset, rows.shape, np.float32)
 
 
-@pytest.fixture
-def rows(rng: np.random.Generator) -> FloatArray:
-    return rng.standard_normal((N, DIM)).astype(np.float32)
-
-
 @pytest.mark.parametrize("after", [b"", b"\xff" * 10_000], ids=["at the end of the file", "within the file"])
 def test_rows_are_those_of_the_file_and_grow_in_memory(tmp_path: Path, rows: FloatArray, after: bytes) -> None:
     path = file_of(tmp_path / "rows", rows, after=after)

@@ -16,17 +16,8 @@ from memevolve_gpu.index import spill, vector_table
 from memevolve_gpu.index.vector_table import growable, grown, in_memory, lengthened, mapped
 from memevolve_gpu.types import FloatArray
 
+pytestmark = pytest.mark.usefixtures("spilling")
 N, DIM = 1000, 33
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_table, "SPILLED_BYTES", 10_000)
-
-
-@pytest.fixture
-def rows(rng: np.random.Generator) -> FloatArray:
-    return rng.standard_normal((N, DIM)).astype(np.float32)
 
 
 def start(kind: str, folder: Path, rows: FloatArray) -> FloatArray:

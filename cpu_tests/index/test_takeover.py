@@ -23,18 +23,9 @@ from memevolve_gpu.index.vector_table import growable, grown, in_memory, lengthe
 from memevolve_gpu.types import FloatArray, IndexPlan, Rows, SearchParams
 from memevolve_gpu.utils.drafts import remove_abandoned_drafts
 
+pytestmark = pytest.mark.usefixtures("spilling")
 N, DIM = 3000, 33
 FLAT = IndexPlan("exact", reason="a test")
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_table, "SPILLED_BYTES", 10_000)
-
-
-@pytest.fixture
-def rows(rng: np.random.Generator) -> FloatArray:
-    return rng.standard_normal((N, DIM)).astype(np.float32)
 
 
 def info_of(index: Index, generation: int) -> SnapshotInfo:

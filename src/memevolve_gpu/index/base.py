@@ -168,11 +168,11 @@ class Index(ABC):
 
         arrays: ``VECTORS``, and others of ``MOVABLE``.
         """
-        self.table.moved_to(part(arrays, VECTORS, np.float32, (self.n, self.dim)))
         self.slots = part({"slots": self.slots} | arrays, "slots", np.int64, (self.n,))
         self.id_ends = part({"id_ends": self.id_ends} | arrays, "id_ends", np.int64, (self.n,))
         self.id_bytes = part({"id_bytes": self.id_bytes} | arrays, "id_bytes", np.uint8, self.id_bytes.shape)
         self._text = memoryview(self.id_bytes.data)
+        self.table.moved_to(part(arrays, VECTORS, np.float32, (self.n, self.dim)))  # last: who counts bytes sees it
 
     @property
     def nlist(self) -> int:

@@ -144,10 +144,10 @@ class IVFIndex(Index):
         return lists
 
     def moved_to(self, arrays: Arrays) -> None:
-        super().moved_to(arrays)
         if self._whole is not None:
             self._centroids = part(arrays, CENTROIDS, np.float32, self._centroids.shape)
-            self._assigned = arrays.get("assigned", self._assigned).view(np.int32)
+            self._assigned = part({"assigned": self._assigned} | arrays, "assigned", np.int32, (self.n,))
+        super().moved_to(arrays)
 
     def candidates(self, queries: FloatArray, width: int) -> IntArray | None:
         return None if self._whole is None else self._whole.codes.nearest(queries, width)

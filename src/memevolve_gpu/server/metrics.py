@@ -174,7 +174,7 @@ def _plain(health: Mapping[str, Json], stats: Mapping[str, Json]) -> Iterator[tu
     yield "usage_ratio", "Share of the limit of units that is used.", health.get("usage_percentage")
     yield "memory_bytes", "Resident memory of index and vectors.", stats.get("memory_bytes")
     yield "memory_limit_bytes", "Most resident memory of index and vectors.", stats.get("max_memory_bytes")
-    yield "mapped_bytes", "Vectors in a memory-mapped file.", stats.get("mapped_bytes")
+    yield "mapped_bytes", "Vectors, slots and ids in a memory-mapped file.", stats.get("mapped_bytes")
     yield "index_rows", "Rows that the index holds.", index.get("rows")
     yield "index_lists", "Inverted lists of the index.", index.get("nlist")
     yield "index_lag_changes", "Changes that are stored and not applied to the index yet.", health.get("index_lag")

@@ -163,7 +163,7 @@ class StorageHealth(_Health, total=False):
     """Resident memory of index and vectors; counts against the limit."""
     max_memory_mb: float
     mapped_mb: float
-    """Vectors in a memory-mapped file, which the system reads as needed."""
+    """Vectors, slots and ids in a memory-mapped file, which the system reads as needed."""
     disk_mb: float
     near_limit: bool
     at_limit: bool
