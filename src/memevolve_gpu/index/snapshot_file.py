@@ -185,13 +185,13 @@ class _Content(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    write: Callable[[Callable[[Any], object]], object]
+    write: Callable[[Callable[[bytes | memoryview], object]], object]
 
     @property
     def crc32(self) -> int:
         crc = 0
 
-        def add(piece: Any) -> None:
+        def add(piece: bytes | memoryview) -> None:
             nonlocal crc
             crc = zlib.crc32(piece, crc)
 
@@ -437,7 +437,7 @@ def _read_sections(file: BinaryIO, sections: list[_Section]) -> Arrays:
 
 
 def _mapped_part(
-    file: BinaryIO, at: int, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], folder: Path
+    file: BinaryIO, at: int, name: str, shape: tuple[int, ...], dtype: np.dtype[np.generic], folder: Path
 ) -> npt.NDArray[np.generic] | None:
     """An array that the file holds from ``at`` on, mapped in place; None where it is small or the system cannot.
 
