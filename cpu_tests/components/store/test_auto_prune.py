@@ -140,7 +140,7 @@ def test_a_write_that_fails_prunes_nothing(tmp_path: Path) -> None:
             raise ValueError("no")
         return Given()(text)
 
-    with store_at(tmp_path, fails, max_memory_units=10, auto_prune="oldest", max_memory_mb=0.002) as store:
+    with store_at(tmp_path, fails, max_memory_units=10, auto_prune="oldest", max_memory_mb=0.0014) as store:
         store.store_batch(aged("abcdefgh"))
         with pytest.raises(EmbeddingError):
             store.store(unit("bad"))
