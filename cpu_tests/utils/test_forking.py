@@ -229,6 +229,35 @@ def test_a_record_that_another_thread_logs_does_not_hang_the_child() -> None:
     assert not reader.is_alive()
 
 
+LOGGING = """
+import logging, sys, time
+from memevolve_gpu import VectorStore
+sys.slowly_imported.set()
+time.sleep(0.2)
+log = logging.getLogger("another_slowly_imported")
+log.error("while it is imported")
+with VectorStore(sys.argv[-1], None, 2) as store:
+    pass
+done = True
+"""
+
+
+def test_a_fork_holds_nothing_that_an_import_of_another_thread_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loggers, and the stores that a module may open."""
+    (tmp_path / "another_slowly_imported.py").write_text(LOGGING)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "m")])
+
+    def load(there: threading.Event) -> None:
+        monkeypatch.setattr(sys, "slowly_imported", there, raising=False)
+        importlib.import_module("another_slowly_imported")
+
+    with another_thread(load):
+        assert as_child(lambda: importlib.import_module("another_slowly_imported").done) == 0
+
+
 SLOW = """
 import os, sys
 there, go_on, ran = sys.slowly_imported

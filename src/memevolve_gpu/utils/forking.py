@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -125,15 +125,20 @@ def never_free(one: object) -> None:
 
 
 def _before() -> None:
-    _forking.acquire()
     os.register_at_fork = _register_later  # type: ignore[assignment]
-    _collects.append(gc.isenabled())
-    gc.disable()  # until all is renewed: in the child, garbage of the parent may wait for threads that it lacks
     with ExitStack() as every:  # last in, first out; one that fails keeps none of the others from its turn
-        every.callback(_wait_for_imports)
-        every.callback(_take_awaited)
-        for one in list(_to_close):
-            every.callback(_close, one)
+        every.callback(_take_logging)
+        every.callback(_take, _awaited)
+        every.callback(_close_all)
+        every.callback(_stop_collecting)
+        every.callback(_forking.acquire)
+        every.callback(_wait_for_imports)  # while nothing is held that they may need, such as a store
+
+
+def _stop_collecting() -> None:
+    """Until all is renewed: in the child, garbage of the parent may wait for threads that it lacks."""
+    _collects.append(gc.isenabled())
+    gc.disable()
 
 
 def _register_later(**handlers: Callable[[], object]) -> None:
@@ -151,12 +156,23 @@ def _register_now() -> None:
         _register(**_registered.pop(0))
 
 
-def _take_awaited() -> None:
+def _take(locks: Iterable[threading.RLock]) -> None:
     deadline = time.monotonic() + PATIENCE
-    for one in [*_awaited, *_logging()]:
+    for one in list(locks):
         _taken.append(one)
         if not one.acquire(timeout=max(0.0, deadline - time.monotonic())):
             _taken.remove(one)
+
+
+def _take_logging() -> None:
+    """Take the locks of logging while no other thread imports: most modules ask for a logger when they are imported."""
+    held, deadline = len(_taken), time.monotonic() + PATIENCE
+    while True:
+        _wait_for_imports()
+        _take(_logging())
+        if time.monotonic() > deadline or not _others_import():
+            return
+        _give_back(held)
 
 
 def _logging() -> list[threading.RLock]:
@@ -176,7 +192,7 @@ def _wait_for_imports() -> None:
     A child would wait for ever for the lock of a module that was half imported when it was forked.
     """
     count, deadline = -1, 0.0
-    while any(_imports(frame) for thread, frame in _frames() if thread != threading.get_ident()):
+    while _others_import():
         if len(sys.modules) != count:
             count, deadline = len(sys.modules), time.monotonic() + PATIENCE
         elif time.monotonic() > deadline:
@@ -184,8 +200,10 @@ def _wait_for_imports() -> None:
         time.sleep(0.001)
 
 
-def _frames() -> list[tuple[int, FrameType]]:
-    return list(sys._current_frames().items())  # noqa: SLF001 - a documented function of CPython and PyPy
+def _others_import() -> bool:
+    frames = sys._current_frames()  # noqa: SLF001 - a documented function of CPython and PyPy
+    del frames[threading.get_ident()]  # it would hold itself, and with it all others
+    return any(map(_imports, frames.values()))
 
 
 def _imports(frame: FrameType | None) -> bool:
@@ -196,14 +214,20 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
+def _close_all() -> None:
+    with ExitStack() as every:
+        for one in list(_to_close):
+            every.callback(_close, one)
+
+
 def _close(one: Forkable) -> None:
     _in_use.append(one)  # until it is closed: a signal handler may raise here
     if one.before_fork():
         _closed.append(_in_use.pop())
 
 
-def _give_back() -> None:
-    while _taken:
+def _give_back(held: int = 0) -> None:
+    while len(_taken) > held:
         with suppress(RuntimeError):  # logging has freed its own in a child
             _taken.pop().release()
 
