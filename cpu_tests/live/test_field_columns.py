@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support import HANGS
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.live import field_columns
+from memevolve_gpu.live import column_file, field_columns
 from memevolve_gpu.records.records import Records
 from memevolve_gpu.records.schema import FIELDS_KEY
+from memevolve_gpu.utils.drafts import draft_of
 
 DIM = 4
 VALUES = st.one_of(
@@ -457,6 +460,44 @@ def test_a_file_of_columns_that_cannot_be_written_is_an_event(tmp_path: Path, mo
     session = store._open
     store.close()
     assert session.events.totals()["fields-unsaved"] == 1
+
+
+def test_a_file_of_columns_holds_one_moment_whatever_is_asked_and_stored_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is newer than the file has no place in it; a column grows when it is asked for moments."""
+    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    steps = list[int]()
+
+    def meddle() -> None:
+        steps.append(len(steps))
+        unit = {"id": f"new {len(steps)}", "content": "c", "metadata": {"n": 7, "at": "2026-01-02T00:00:00Z"}}
+        store.store_batch([unit], QUERY)
+        assert store.count({"metadata.n": 7}) == 1 + len(steps)
+        if len(steps) == 3:
+            assert store.count({"metadata.at": {"gt": "2026-01-01T00:00:00Z"}}) == 3
+
+    def drafted(*given: Any) -> Any:
+        meddle()
+        return draft_of(*given)
+
+    def summed(*given: Any) -> int:
+        if len(steps) < 4:
+            meddle()
+        return zlib.crc32(*given)
+
+    with filled(tmp_path / "m") as store:
+        assert store.count({"metadata.at": {"exists": True}, "metadata.n": 7}) == 1
+        with patch.object(field_columns, "draft_of", drafted), patch.object(column_file, "zlib", Mock(crc32=summed)):
+            store._open.live.save_fields(1.0)
+        assert len(steps) == 4
+        token = json.loads(store._open.records.get_meta(FIELDS_KEY) or b"")["columns"]
+        file = column_file.open_columns(store._open.records.columns_path, token)
+        assert file is not None
+        taken = file.take(("metadata", "n"))
+        assert taken is not None
+        assert (len(file.slots), taken.fresh) == (500, {})
+        assert store.count({"metadata.n": 7}) == 5
 
 
 def test_two_openings_write_the_file_in_turns_and_stay_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

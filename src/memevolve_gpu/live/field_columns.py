@@ -380,6 +380,7 @@ class FieldColumns:
             moments = {path for path, column in held.items() if column is not None and column.read.has_moments}
             latest = {path: path in moments or saved.get(path, False) for path in paths}
             columns, seq, slots = self._to_save(), self._seq, self._slots
+            kept = {path: SavedColumn(one.read, dict(one.fresh)) for path, one in columns.items()}
         if self._records.read_only or (latest == saved and not columns):
             return
         if not columns:
@@ -387,7 +388,6 @@ class FieldColumns:
             return
         with draft_of(self._records.columns_path, self._records.file_mode) as draft:
             token = secrets.token_hex(8)
-            kept = {path: SavedColumn(one.read, dict(one.fresh)) for path, one in columns.items()}
             with open(draft.handle, "w+b", closefd=False) as file:
                 write_columns(file, token, seq, slots, kept)
             if self._keep(timeout, named, latest, (token, seq, draft.path)):
