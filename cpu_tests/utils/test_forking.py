@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -229,33 +230,39 @@ def test_a_record_that_another_thread_logs_does_not_hang_the_child() -> None:
     assert not reader.is_alive()
 
 
-LOGGING = """
+NEEDY = """
 import logging, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from memevolve_gpu import VectorStore
-sys.slowly_imported.set()
+sys.there.set()
 time.sleep(0.2)
-log = logging.getLogger("another_slowly_imported")
-log.error("while it is imported")
-with VectorStore(sys.argv[-1], None, 2) as store:
+logging.getLogger("needy").error("while it is imported")
+with ThreadPoolExecutor(1) as pool:
+    pool.submit(time.sleep, 0)
+with VectorStore("m", None, 2):
     pass
 done = True
 """
+FORKS = """
+import memevolve_gpu.utils.forking, os, signal, sys, threading
+sys.there = threading.Event()
+sys.path.insert(0, "")
+threading.Thread(target=lambda: __import__("needy")).start()
+sys.there.wait()
+if child := os.fork():
+    sys.exit(os.waitpid(child, 0)[1] != 0)
+signal.alarm(int(sys.argv[1]))
+import needy
+os._exit(not needy.done)
+"""
 
 
-def test_a_fork_holds_nothing_that_an_import_of_another_thread_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Loggers, and the stores that a module may open."""
-    (tmp_path / "another_slowly_imported.py").write_text(LOGGING)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "m")])
-
-    def load(there: threading.Event) -> None:
-        monkeypatch.setattr(sys, "slowly_imported", there, raising=False)
-        importlib.import_module("another_slowly_imported")
-
-    with another_thread(load):
-        assert as_child(lambda: importlib.import_module("another_slowly_imported").done) == 0
+def test_a_fork_holds_nothing_that_an_import_of_another_thread_needs(tmp_path: Path) -> None:
+    """Loggers, the lock that thread pools take before a fork, and stores."""
+    (tmp_path / "needy.py").write_text(NEEDY)
+    command = [sys.executable, "-c", FORKS, str(HANGS)]
+    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 SLOW = """

@@ -7,6 +7,7 @@ and objects and functions register here; the package calls ``os.register_at_fork
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 - its handler takes a lock that an import may need, so it runs after ours
 import ctypes
 import gc
 import logging
@@ -189,7 +190,8 @@ def _logging() -> list[threading.RLock]:
 def _wait_for_imports() -> None:
     """Wait for other threads that import modules, until none has come for a while.
 
-    A child would wait for ever for the lock of a module that was half imported when it was forked.
+    A child would wait for ever for the lock of a module that was half imported when it was forked. To free the lock and
+    import the module again there is no way out: numpy and torch then fail, or end the process.
     """
     count, deadline = -1, 0.0
     while _others_import():
