@@ -304,6 +304,26 @@ def test_a_module_that_another_thread_imports_is_there_in_the_child(
     assert os.register_at_fork.__module__ == "posix"
 
 
+def test_what_is_registered_waits_for_the_end_of_every_fork(tmp_path: Path) -> None:
+    """Of two forks at once the first to end leaves the other in the midst."""
+    ran: list[str] = []
+
+    class Forks(Recorder):
+        def before_fork(self) -> bool:
+            forking._to_close.discard(self)
+            assert as_child(lambda: None) == 0
+            os.register_at_fork(before=lambda: ran.append("before"), after_in_parent=lambda: ran.append("after"))
+            return False
+
+    forks = Forks(tmp_path / "log")
+    forking.close_for_fork(forks)
+    assert as_child(lambda: None) == 0
+    assert ran == []
+    assert as_child(lambda: None) == 0
+    assert ran == ["before", "after"]
+    assert os.register_at_fork.__module__ == "posix"
+
+
 def test_one_that_fails_keeps_none_of_the_others_from_its_turn(tmp_path: Path) -> None:
     failing = [True]
 

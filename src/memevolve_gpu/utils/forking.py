@@ -73,6 +73,8 @@ PATIENCE = 2.0
 
 _register = os.register_at_fork
 _registered: list[dict[str, Callable[[], object]]] = []
+_begun: list[int] = []
+"""The threads that are in the midst of a fork."""
 _forking = threading.RLock()
 _locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _awaited: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
@@ -126,6 +128,7 @@ def never_free(one: object) -> None:
 
 
 def _before() -> None:
+    _begun.append(threading.get_ident())
     os.register_at_fork = _register_later  # type: ignore[assignment]
     with ExitStack() as every:  # last in, first out; one that fails keeps none of the others from its turn
         every.callback(_take_logging)
@@ -152,6 +155,10 @@ def _register_later(**handlers: Callable[[], object]) -> None:
 
 
 def _register_now() -> None:
+    with suppress(ValueError):  # none is left in a child
+        _begun.remove(threading.get_ident())
+    if _begun:
+        return
     os.register_at_fork = _register
     while _registered:
         _register(**_registered.pop(0))
@@ -276,6 +283,7 @@ def _in_child() -> None:
         for one in _in_use:
             every.callback(one.disable_in_child)
         every.callback(_free_locks)
+        every.callback(_begun.clear)
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
