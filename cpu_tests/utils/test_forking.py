@@ -304,6 +304,39 @@ def test_a_module_that_another_thread_imports_is_there_in_the_child(
     assert os.register_at_fork.__module__ == "posix"
 
 
+ENDLESS = """
+import itertools, sys
+there, stop = sys.endless_import
+there.set()
+for number in itertools.count():
+    if stop.wait(0.0005):
+        break
+    sys.modules[f"endless_import_{number}"] = sys
+for one in range(number):
+    del sys.modules[f"endless_import_{one}"]
+"""
+
+
+def test_a_fork_does_not_wait_for_ever_for_imports_that_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "endless_import.py").write_text(ENDLESS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(forking, "PATIENCE", 0.02)
+    stop = threading.Event()
+    timer = threading.Timer(HANGS / 5, stop.set)
+
+    def load(there: threading.Event) -> None:
+        monkeypatch.setattr(sys, "endless_import", (there, stop), raising=False)
+        importlib.import_module("endless_import")
+
+    with another_thread(load):
+        timer.start()
+        assert as_child(lambda: None) == 0
+        was_first = not stop.is_set()
+        timer.cancel()
+        stop.set()
+    assert was_first
+
+
 def test_what_is_registered_waits_for_the_end_of_every_fork(tmp_path: Path) -> None:
     """Of two forks at once the first to end leaves the other in the midst."""
     ran: list[str] = []

@@ -70,6 +70,8 @@ class Forkable(Protocol):
 
 PATIENCE = 2.0
 """Seconds that a fork waits for calls of other threads."""
+_IMPORTING = 30
+"""How many times as long it waits for imports that go on."""
 
 _register = os.register_at_fork
 _registered: list[dict[str, Callable[[], object]]] = []
@@ -195,16 +197,16 @@ def _logging() -> list[threading.RLock]:
 
 
 def _wait_for_imports() -> None:
-    """Wait for other threads that import modules, until none has come for a while.
+    """Wait for other threads that import modules, until none has come for a while, or for long.
 
     A child would wait for ever for the lock of a module that was half imported when it was forked. To free the lock and
     import the module again there is no way out: numpy and torch then fail, or end the process.
     """
-    count, deadline = -1, 0.0
+    count, deadline, end = -1, 0.0, time.monotonic() + _IMPORTING * PATIENCE
     while _others_import():
         if len(sys.modules) != count:
             count, deadline = len(sys.modules), time.monotonic() + PATIENCE
-        elif time.monotonic() > deadline:
+        if time.monotonic() > min(deadline, end):
             return
         time.sleep(0.001)
 
