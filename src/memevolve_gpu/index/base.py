@@ -295,6 +295,10 @@ class Index(ABC):
         slots = np.asarray(slots, dtype=np.int64)
         if self.n == 0:
             return np.full(slots.shape, -1, np.int64)
+        first = int(self.slots[0])
+        if int(self.slots[-1]) - first == self.n - 1:  # no slot between them is missing
+            at = slots - first
+            return np.where((at >= 0) & (at < self.n), at, -1)
         at = np.minimum(np.searchsorted(self.slots, slots), self.n - 1)
         return np.where(self.slots[at] == slots, at, -1).astype(np.int64, copy=False)
 

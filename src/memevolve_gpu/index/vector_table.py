@@ -344,43 +344,56 @@ def _owner(array: AnyArray) -> Any:
     return owner
 
 
-CHECKED_ROWS = 64
-"""Rows that share a checksum: 96 KiB of 384 dimensions take 15 microseconds to check."""
-_STEP_BLOCKS = 64
+CHECKED_BYTES = 8192
+"""Most bytes of rows that share a checksum, unless one row is longer. Larger blocks cost the first searches more time,
+since each of their rows lies in another block; smaller ones more calls when all are compared. From 5 KiB on zlib lets
+other threads run meanwhile."""
+_STEP_BYTES = 6 << 20
+"""Compared between two pauses."""
+
+
+def rows_per_checksum(dim: int) -> int:
+    """How many rows of float32 (dim,) share a checksum in a snapshot that is written now."""
+    return max(1, CHECKED_BYTES // (4 * max(1, dim)))
 
 
 def checksums_of(vectors: AnyArray) -> npt.NDArray[np.uint32]:
-    """The CRC-32 of each block of ``CHECKED_ROWS`` rows of float32 (n, dim), C-contiguous: uint32 (blocks,)."""
-    blocks = range(0, len(vectors), CHECKED_ROWS)
-    return np.array([zlib.crc32(vectors[at : at + CHECKED_ROWS].data) for at in blocks], np.uint32)
+    """The CRC-32 of each block of rows of float32 (n, dim), C-contiguous: uint32 (blocks,)."""
+    size = rows_per_checksum(vectors.shape[1])
+    blocks = range(0, len(vectors), size)
+    return np.fromiter((zlib.crc32(vectors[at : at + size].data) for at in blocks), np.uint32, len(blocks))
 
 
 class _Unchecked:
-    """Blocks of rows of a file whose checksums were not compared yet. Threads may check at the same time."""
+    """Blocks of ``size`` rows of a file whose checksums were not compared yet. Threads may check at the same time."""
 
-    def __init__(self, vectors: FloatArray, checksums: npt.NDArray[np.uint32]) -> None:
-        self._vectors, self._checksums = vectors, checksums
+    def __init__(self, vectors: FloatArray, checksums: npt.NDArray[np.uint32], size: int) -> None:
+        self._vectors, self._checksums, self._size = vectors, checksums, size
         self._held = np.zeros(len(checksums), np.bool_)
 
     def check(self, positions: IntArray) -> None:
         """Compare the blocks of ``positions``, int64 of any shape; -1 and rows after the file's are passed over."""
         wanted = np.zeros(len(self._held), np.bool_)
-        wanted[positions[(positions >= 0) & (positions < len(self._vectors))] // CHECKED_ROWS] = True
-        for block in np.flatnonzero(wanted & ~self._held).tolist():
-            self._compare(block)
+        wanted[positions[(positions >= 0) & (positions < len(self._vectors))] // self._size] = True
+        self._compare(np.flatnonzero(wanted & ~self._held))
 
     def check_all(self, pause: Callable[[], None] | None = None) -> None:
         """Compare every block that was not compared; call ``pause`` after every few of them."""
-        for count, block in enumerate(np.flatnonzero(~self._held).tolist(), 1):
-            self._compare(block)
-            if pause is not None and count % _STEP_BLOCKS == 0:
+        blocks = np.flatnonzero(~self._held)
+        step = max(1, _STEP_BYTES // max(1, self._size * self._vectors.strides[0]))
+        for start in range(0, len(blocks), step):
+            self._compare(blocks[start : start + step])
+            if pause is not None:
                 pause()
 
-    def _compare(self, block: int) -> None:
-        at = block * CHECKED_ROWS
-        if zlib.crc32(self._vectors[at : at + CHECKED_ROWS].data) != self._checksums[block]:
-            raise DamagedVectorsError(f"vectors {at} to {at + CHECKED_ROWS} of the snapshot fail their checksum")
-        self._held[block] = True
+    def _compare(self, blocks: IntArray) -> None:
+        raw, size, end = self._vectors.reshape(-1).view(np.uint8).data, self._size, len(self._vectors)
+        width, crc = self._vectors.strides[0], zlib.crc32
+        for block, expected in zip(blocks.tolist(), self._checksums[blocks].tolist(), strict=True):
+            if crc(raw[block * size * width : (block + 1) * size * width]) != expected:
+                at = block * size
+                raise DamagedVectorsError(f"vectors {at} to {min(at + size, end)} of the snapshot fail their checksum")
+        self._held[blocks] = True
 
 
 class DamagedVectorsError(EngineError):
@@ -404,15 +417,16 @@ class VectorTable:
         self._owner = owner
         self._unchecked = unchecked
 
-    def check_with(self, checksums: AnyArray) -> None:
-        """Compare the rows with ``checksums`` (see :func:`checksums_of`) before they are used.
+    def check_with(self, checksums: AnyArray, size: int) -> None:
+        """Compare the rows with ``checksums`` (see :func:`checksums_of`), one for ``size`` rows each, before they are
+        used.
 
         Raises:
             EngineError: there are more or fewer checksums than blocks of rows.
         """
-        if checksums.dtype != np.uint32 or checksums.shape != (-(-self.n // CHECKED_ROWS),):
+        if checksums.dtype != np.uint32 or size < 1 or checksums.shape != (-(-self.n // size),):
             raise EngineError(f"{checksums.shape} checksums for {self.n} vectors; rebuild the index")
-        self._unchecked = _Unchecked(self.vectors, checksums.view(np.uint32))
+        self._unchecked = _Unchecked(self.vectors, checksums.view(np.uint32), min(size, max(1, self.n)))
         if self._owner is not None:  # an engine reads them too
             self.check()
 

@@ -79,6 +79,8 @@ class _Entry:
     gone: IntArray | None = None
     row_filter: RowFilter | None = None
     """``rows`` without the first ``dead`` rows that died, and without the slots ``gone``."""
+    answer: tuple[weakref.ref[View], IntArray | None, ViewFilter] | None = None
+    """The last answer: for which view, without which slots ``gone``."""
     lock: threading.RLock = field(default_factory=lock)
     busy: bool = False
 
@@ -115,12 +117,20 @@ class FilterCache:
         keys: limits them to these namespaces. gone: slots, ascending, that have expired.
         """
         small = keys is not None and view.count_of(keys) <= FEW_ROWS
-        with self._used((filters.key, keys), self._in_namespaces if small else self._entries) as entry:
+        key, cache = (filters.key, keys), self._in_namespaces if small else self._entries
+        with self._lock:
+            held = cache.get(key)
+        answer = None if held is None else held.answer
+        if answer is not None and answer[0]() is view and answer[1] is gone:
+            return answer[2], True
+        with self._used(key, cache) as entry:
             known = entry.seq == view.watermark
             self._refresh(entry, filters, view, touched, keys)
             index = _row_filter(entry, view, gone, lambda: view.index.position_of(entry.slots))
             delta = _delta_filter(view, view.delta_positions_of(entry.slots), gone) if view.delta_n else None
-            return ViewFilter(index, delta), known
+            found = ViewFilter(index, delta)
+            entry.answer = (weakref.ref(view), gone, found) if known else None
+            return found, known
 
     def namespaces(self, view: View, keys: tuple[int, ...] | None, gone: IntArray | None) -> ViewFilter:
         """The rows of these namespaces, None for all; gone: as for :meth:`mask`."""
