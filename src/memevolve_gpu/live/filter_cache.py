@@ -23,6 +23,7 @@ from ..types import IntArray
 from ..utils.forking import lock
 from ..utils.lru import LruCache
 from .field_columns import FieldColumns, Log
+from .foresight import Foresight
 from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
 
 KEPT_FILTERS = 32
@@ -91,6 +92,7 @@ class FilterCache:
     def __init__(self, records: Records) -> None:
         self._matching = records.matching
         self.columns = FieldColumns(records)
+        self.foresight = Foresight(self.columns, records)
         self._entries: LruCache[Hashable, _Entry] = LruCache(KEPT_FILTERS)
         self._in_namespaces: LruCache[Hashable, _Entry] = LruCache(KEPT_IN_NAMESPACES)
         self._lock = lock()
