@@ -38,6 +38,7 @@ _LEAST = 64
 SPILLED_BYTES = 16 << 20
 """Arrays from this size on take their memory from a spill."""
 _COPIED_BYTES = 16 << 20
+_LARGE_PAGE = 2 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 
@@ -131,25 +132,29 @@ def mapped(
         raise OSError(f"{rows} rows of {width} bytes at byte {offset} cannot be mapped")
     capacity = _with_spare(max(rows, room))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    region = mmap.mmap(-1, max(1, capacity * width), flags=flags)
+    size = capacity * width
+    region = mmap.mmap(-1, size + _LARGE_PAGE, flags=flags)
+    # as far from a border of large pages as in the file: the system maps whole ones where its cache holds such
+    first = (offset - ctypes.addressof(ctypes.c_char.from_buffer(region))) % _LARGE_PAGE
     if rows * width:
-        _lay_over(region, 0, file, offset, rows * width)
+        _lay_over(region, first, file, offset, rows * width)
     spill = None
     if folder is not None and max(rows, room) * width >= SPILLED_BYTES:
-        spill = _spill_after(region, rows * width, folder)
-    buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill)
+        spill = _spill_after(region, first, rows * width, size, folder)
+    buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill, first)
     buffer.from_file, buffer.source = rows, (Descriptor(file), offset)
     return _first(buffer, rows)
 
 
-def _spill_after(region: mmap.mmap, end: int, folder: Path) -> Spill | None:
-    """A spill for what follows the page of byte ``end`` in the region; None where there can be none."""
+def _spill_after(region: mmap.mmap, first: int, end: int, size: int, folder: Path) -> Spill | None:
+    """A spill for what follows the page of byte ``end`` of an allocation of ``size`` bytes, which begins at byte
+    ``first`` of the region; None where there can be none."""
     start = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
-    if len(region) <= start:
+    if size <= start:
         return None
     try:
-        spill = Spill(folder, start, len(region))
-        _lay_over(region, start, spill.file, FIRST_ROW + start, len(region) - start, shared=True)
+        spill = Spill(folder, start, size)
+        _lay_over(region, first + start, spill.file, FIRST_ROW + start, size - start, shared=True)
     except OSError:
         return None
     return spill
@@ -162,8 +167,9 @@ def _allocation(
     region: mmap.mmap | None,
     folder: Path | None,
     spill: Spill | None = None,
+    first: int = 0,
 ) -> _Growable:
-    buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region)
+    buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region, offset=first)
     buffer.used, buffer.lock, buffer.folder, buffer.spill = used, lock(), folder, spill
     return buffer
 

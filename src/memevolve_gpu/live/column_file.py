@@ -58,7 +58,7 @@ def write_columns(file: BinaryIO, token: str, seq: int, slots: IntArray, columns
     document: JsonObject = {"token": token, "seq": seq, "slots": _written(file, {"slots": slots}), "columns": []}
     for path, (read, fresh) in columns.items():
         about = {"path": path, "n": read.n, "big": read.big, "composed": read.is_composed, "fresh": list(fresh.items())}
-        document["columns"].append({**about, **_written(file, read.arrays)})
+        document["columns"].append({**about, **_written(file, dict(read.arrays))})
     raw = json.dumps(document, separators=(",", ":")).encode()
     at = file.tell()
     file.write(raw + _END.pack(at, len(raw), zlib.crc32(raw)))

@@ -299,6 +299,7 @@ class FieldColumns:
             named = kept.named
             latest = kept.latest(MOST_COLUMNS, {path for path, column in self._pairs() if column.read.has_moments})
             columns, seq, slots = self._to_save(), self._seq, self._slots
+            saved = {path: SavedColumn(one.read, dict(one.fresh)) for path, one in columns.items()}
         if self._records.read_only or (latest == kept.saved and not columns):
             return
         if not columns:
@@ -306,7 +307,6 @@ class FieldColumns:
             return
         with draft_of(self._records.columns_path, self._records.file_mode) as draft:
             token = secrets.token_hex(8)
-            saved = {path: SavedColumn(one.read, dict(one.fresh)) for path, one in columns.items()}
             with open(draft.handle, "w+b", closefd=False) as file:
                 write_columns(file, token, seq, slots, saved)
             if kept.keep(timeout, named, latest, (token, seq, draft.path)):
