@@ -379,9 +379,8 @@ class _Unchecked:
 
     def check(self, positions: IntArray) -> None:
         """Compare the blocks of ``positions``, int64 of any shape; -1 and rows after the file's are passed over."""
-        wanted = np.zeros(len(self._held), np.bool_)
-        wanted[positions[(positions >= 0) & (positions < len(self._vectors))] // self._size] = True
-        self._compare(np.flatnonzero(wanted & ~self._held))
+        blocks = positions[(positions >= 0) & (positions < len(self._vectors))] // self._size
+        self._compare(np.unique(blocks[~self._held[blocks]]))
 
     def check_all(self, pause: Callable[[], None] | None = None) -> None:
         """Compare every block that was not compared; call ``pause`` after every few of them."""
