@@ -85,6 +85,13 @@ class _Entry:
     lock: threading.RLock = field(default_factory=lock)
     busy: bool = False
 
+    @property
+    def nbytes(self) -> int:
+        rows, answer = self.rows, self.answer
+        delta = None if answer is None else answer[2].delta
+        held = self.slots.nbytes + (0 if rows is None else 2 * rows.nbytes)
+        return held + (0 if delta is None else delta.nbytes)
+
 
 class FilterCache:
     """Masks by filter and namespaces; the least recently used is dropped first."""
@@ -102,9 +109,7 @@ class FilterCache:
         with self._lock:
             entries = [*self._entries.values(), *self._in_namespaces.values()]
         held = self.columns.nbytes
-        return held + sum(
-            entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries
-        )
+        return held + sum(entry.nbytes for entry in entries)
 
     def mask(
         self,
