@@ -31,7 +31,7 @@ from memevolve_gpu.index.snapshot_file import (
     read_snapshot,
     write_snapshot,
 )
-from memevolve_gpu.index.vector_table import DamagedVectorsError
+from memevolve_gpu.index.vector_table import DamagedVectorsError, VectorTable
 from memevolve_gpu.types import Metric, Precision, SearchParams
 
 STORE = "0f8fad5b"
@@ -150,6 +150,40 @@ def test_no_call_returns_damaged_vectors(
         assert np.array_equal(opened.vectors_at(np.array([5, 999])), vectors[[5, 999]])
         with pytest.raises(DamagedVectorsError, match=f"vectors {low} to {high}"):
             call(opened)
+
+
+def test_a_call_goes_on_when_another_thread_compares_the_last_block(folder: Path, rng: np.random.Generator) -> None:
+    """Each time that a call has seen that blocks are unchecked, all of them are found to be sound meanwhile."""
+    vectors = clustered(rng, 1000, 16, "l2")
+    index, path = index_of("two_stage", vectors, "l2"), folder / "meanwhile"
+    write_snapshot(path, index, info_of(index))
+    few, rows = RowFilter(np.arange(1000) < 64), np.array([[700, 5]])
+
+    class Hurried(VectorTable):
+        looks: list[object]
+
+        @property  # type: ignore[misc]
+        def _unchecked(self) -> object:
+            return self.looks.pop() if self.looks else None
+
+        @_unchecked.setter
+        def _unchecked(self, value: object) -> None:
+            self.looks = []
+
+    calls: list[Callable[[VectorTable], object]] = [
+        lambda one: one.check(),
+        lambda one: one.gather(np.array([703])),
+        lambda one: one.scan(vectors[:1], 3),
+        lambda one: one.scan(vectors[:1], 3, few),
+        lambda one: one.rerank(vectors[:1], rows, 1),
+        lambda one: one.distances(vectors[:1], rows),
+    ]
+    for call in calls:
+        table = read(path, index)[0].table
+        unchecked = table._unchecked
+        table.__class__ = Hurried
+        table.looks = [unchecked]  # type: ignore[attr-defined]
+        call(table)
 
 
 def test_every_part_of_the_header_is_covered(written: tuple[Index, bytes, Path]) -> None:

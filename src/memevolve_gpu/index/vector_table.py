@@ -442,8 +442,8 @@ class VectorTable:
 
     def check(self, pause: Callable[[], None] | None = None) -> None:
         """Compare all rows that were not compared yet; ``pause`` is called after every few of them."""
-        if self._unchecked is not None:
-            self._unchecked.check_all(pause)
+        if (unchecked := self._unchecked) is not None:  # another thread may set it to None at any time
+            unchecked.check_all(pause)
             self._unchecked = None
 
     @property
@@ -466,9 +466,8 @@ class VectorTable:
 
     def gather(self, positions: IntArray | slice) -> FloatArray:
         """The vectors at ``positions`` (m,), as float32 (m, dim), C-contiguous; a slice may give a view."""
-        if self._unchecked is not None:
-            rows = np.arange(self.n)[positions] if isinstance(positions, slice) else positions
-            self._unchecked.check(rows)
+        if (unchecked := self._unchecked) is not None:
+            unchecked.check(np.arange(self.n)[positions] if isinstance(positions, slice) else positions)
         return self.vectors[positions]
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -483,22 +482,22 @@ class VectorTable:
 
     def scan(self, queries: FloatArray, k: int, row_filter: RowFilter | None = None) -> tuple[FloatArray, IntArray]:
         """Exact search over all allowed rows; shapes as in :func:`~.exact_scan.exact_scan`."""
-        if self._unchecked is not None:
-            self.check() if row_filter is None else self._unchecked.check(row_filter.positions)
+        if (unchecked := self._unchecked) is not None:
+            self.check() if row_filter is None else unchecked.check(row_filter.positions)
         if row_filter is None:
             return scan_many(queries, self.vectors, k, self.metric)
         return exact_scan(queries, self.vectors, k, self.metric, row_filter)
 
     def rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
         """The k nearest of each query's candidates (nq, r); a row of candidates ends at its first -1."""
-        if self._unchecked is not None:
-            self._unchecked.check(candidates)
+        if (unchecked := self._unchecked) is not None:
+            unchecked.check(candidates)
         return rerank_rows(queries, self.vectors, candidates, k, self.metric)
 
     def distances(self, queries: FloatArray, rows: IntArray) -> FloatArray:
         """The distances of each query's own ``rows`` int64 (nq, r), in their order: float32 (nq, r), +inf for -1."""
-        if self._unchecked is not None:
-            self._unchecked.check(rows)
+        if (unchecked := self._unchecked) is not None:
+            unchecked.check(rows)
         return distances_by_row(queries, self.vectors, rows, self.metric)
 
 
