@@ -162,7 +162,7 @@ def test_a_call_goes_on_when_another_thread_compares_the_last_block(folder: Path
     class Hurried(VectorTable):
         looks: list[object]
 
-        @property  # type: ignore[misc]
+        @property  # type: ignore[override]
         def _unchecked(self) -> object:
             return self.looks.pop() if self.looks else None
 
