@@ -71,7 +71,8 @@ def test_an_embedding_function_may_search(tmp_path: Path, rows: np.ndarray) -> N
     def embed(text: str) -> np.ndarray:
         if text.startswith("outer"):
             store.search("inner", 3)
-        return rows[len(text) % 7]
+        row: np.ndarray = rows[len(text) % 7]
+        return row
 
     with filled(tmp_path, rows, embed) as store, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda number: len(store.search(f"outer {number % 10}", 5)), range(80)))
