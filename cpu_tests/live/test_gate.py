@@ -15,11 +15,17 @@ import pytest
 
 from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import EngineError
+from memevolve_gpu.live import gate
 from memevolve_gpu.live.gate import SearchGate
 from memevolve_gpu.live.view import Found
 
 DIM, COUNT = 16, 1500
 QUIET = {"background": False, "index_type": "ivf"}
+
+
+@pytest.fixture(autouse=True)
+def few_are_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "CROWD", 0)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """The gate of searches: as many run at a time as there are cores, and single queries that wait are answered together.
 
-More threads than cores that search at once only hand Python's lock to and fro. So a thread that finds every place taken
-waits, first come first served, and the next one to enter answers its share of the waiting queries beside its own.
+Many more threads than cores that search at once only hand Python's lock to and fro. So a thread that comes to such a
+crowd waits, first come first served, and the next one to enter answers its share of the waiting queries beside its own.
 
 No lock is held. Places and waiting queries are entries of dictionaries, which are taken out again whatever happens. A
 wake-up that an interrupt loses costs a wait of ``PATIENCE`` at most.
@@ -25,6 +25,10 @@ from .view import Found
 
 PATIENCE = 1.0
 """Seconds after which a search goes on without a place."""
+
+CROWD = 2
+"""Nobody waits before more than so many threads search for each place: four threads on two cores lose a tenth of their
+rate at a gate, eight lose a fifth without it (``benchmarks/threads.py``)."""
 
 MOST_TOGETHER = 8
 """Most queries of one search."""
@@ -84,7 +88,8 @@ class SearchGate:
             return search(query, now)
         try:
             self._callers[me] = None
-            if self._waiting or len(self._inside) >= self._places or self._rounds.get(me):
+            crowded = len(self._inside) >= self._places and len(self._callers) > CROWD * self._places
+            if crowded or self._waiting or self._rounds.get(me):
                 found = self._waited(_Waiting(kind, query, now), me)
                 if found is not None:
                     return found
