@@ -20,6 +20,7 @@ TINY = {
     "months_of_use": "--data EMPTY --units 1000 --queries 1",
     "namespaces": "--namespaces 3 --units 50 --dim 16 --rounds 20 --attempts 200",
     "sizing": "",
+    "threads": "--data EMPTY --units 600 --rounds 1 --seconds 0.02",
     "two_processes": "--seconds 1",
     "unsure": "--data EMPTY --rows 5000 --queries 5",
 }

@@ -7,6 +7,7 @@ the cache, 0.8 and 0.7 (one thread).
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -123,11 +124,17 @@ def _scan(
         rank = faiss.knn_L2sqr_by_idx if metric == "l2" else faiss.knn_inner_products_by_idx
         rank(ptr(queries), ptr(vectors), ptr(rows), dim, nq, n, count, k, ptr(distances), ptr(positions), 0)
         return
-    selector = faiss.IDSelectorAll()
+    selector = _every_row()
     if metric == "l2":
         faiss.knn_L2sqr(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), None, selector)
     else:
         faiss.knn_inner_product(ptr(queries), ptr(vectors), dim, nq, n, k, ptr(distances), ptr(positions), selector)
+
+
+@cache
+def _every_row() -> FaissObject:
+    """A selector of all rows. Made once: to make and to free one each let another thread take Python's lock."""
+    return load_faiss().IDSelectorAll()
 
 
 def finished(distances: FloatArray, positions: IntArray, k: int, metric: Metric) -> tuple[FloatArray, IntArray]:

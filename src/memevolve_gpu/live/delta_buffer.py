@@ -24,7 +24,9 @@ from .namespaces import DEFAULT
 NEVER = np.iinfo(np.int64).max
 """``died`` of a live row."""
 
-SMALLEST_CHUNK = 1024
+SMALLEST_CHUNK, SMALLEST_BYTES = 2048, 8 << 20
+"""Rows of the smallest chunk, and bytes of its vectors at most: as many rows as wait between two appends to a small
+index. Each chunk is a call of its own in a search, around which other threads take Python's lock."""
 LARGEST_CHUNK = 65_536
 
 
@@ -232,7 +234,8 @@ class DeltaBuffer:
         for chunk in reversed(self._chunks):
             if chunk.start <= self.n < chunk.end:
                 return chunk
-        size = min(LARGEST_CHUNK, max(SMALLEST_CHUNK, self.n))
+        least = min(SMALLEST_CHUNK, max(1, SMALLEST_BYTES // (4 * self.dim)))
+        size = min(LARGEST_CHUNK, max(least, self.n))
         vectors = growable((size, self.dim), np.float32, self.folder)
         chunk = Chunk(
             start=self.n,

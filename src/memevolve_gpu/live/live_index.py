@@ -31,6 +31,7 @@ from .field_columns import FieldColumns, Log
 from .field_values import FieldValues
 from .filter_cache import FilterCache, Touched
 from .foresight import FORESEEN_GROWTH
+from .gate import SearchGate
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
 from .query_sample import QuerySample
@@ -155,6 +156,7 @@ class LiveIndex:
         self.last_search = 0.0
         """When a search last started or ended, by ``time.perf_counter``."""
         self.nlist_change: NlistChange | None = None
+        self._gate = SearchGate()
         self.mutex = lock()
         self._changing = False
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
@@ -226,12 +228,26 @@ class LiveIndex:
         of the settings. scope: the namespaces to search, and the time at which expiry is judged.
         """
         started = self.last_search = time.perf_counter()
-        view, view_filter = self._view_and_mask(parse(filters), scope)
-        k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
-        target = self.settings.target_recall if recall is None else recall
-        found = self._answered(view, queries, k, target, view_filter)
+        filters, target = parse(filters), self.settings.target_recall if recall is None else recall
+        if isinstance(queries, np.ndarray) and len(queries) == 1 and self._view.index.device == "cpu":
+            kind = k, filters.key, target, scope.keys, scope.now is None
+
+            def search(several: FloatArray, now: float | None) -> Found:
+                return self._found(several, k, filters, target, Scope(scope.keys, now))
+
+            found = self._gate.answer(kind, queries, scope.now, search)
+        else:
+            found = self._found(queries, k, filters, target, scope)
         self.last_search = time.perf_counter()
         self.latency.record(self.last_search - started)
+        return found
+
+    def _found(
+        self, queries: FloatArray | DeviceQueries, k: int, filters: Filter, target: float, scope: Scope
+    ) -> Found:
+        view, view_filter = self._view_and_mask(filters, scope)
+        k = min(k, max(1, view.count if view_filter is None else min(view.count, view_filter.count(view))))
+        found = self._answered(view, queries, k, target, view_filter)
         if view.index.plan.engine != "cpu":
             self.device_manager.poll(view.index)
         return found

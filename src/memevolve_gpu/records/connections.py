@@ -24,14 +24,16 @@ def all_rows(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> 
 
 
 def first_row(con: apsw.Connection, sql: str, parameters: apsw.Bindings = ()) -> tuple[Any, ...]:
-    """The first row of a query that has one, read to its end, so that no statement stays open.
+    """The first row of a query that has one; the statement is closed, without a step to its end.
 
     Raises apsw.CorruptError when there is none: a table that must hold one row is empty.
     """
-    rows = con.execute(sql, parameters).fetchall()
-    if not rows:
+    cursor = con.execute(sql, parameters)
+    row: tuple[Any, ...] | None = cursor.fetchone()
+    cursor.close()
+    if row is None:
         raise apsw.CorruptError(f"a table that must hold one row is empty ({sql})")
-    return rows[0]
+    return row
 
 
 def checked_counters(values: Sequence[object]) -> tuple[int, ...]:
