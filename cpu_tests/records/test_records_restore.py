@@ -174,7 +174,7 @@ def first_version(tmp_path: Path, prefix: Path) -> Path:
                 "FROM counters"
             )
             con.execute("INSERT INTO vectors SELECT last_slot, ? FROM counters", (vector() * 2,))
-            con.execute("INSERT INTO changes (seq, op, slot) SELECT last_seq, 1, last_slot FROM counters")
+            con.execute("INSERT INTO log SELECT last_seq, 1, last_slot FROM counters")
             if seq == 2:
                 con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return con

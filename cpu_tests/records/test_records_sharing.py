@@ -154,7 +154,7 @@ def test_two_stores_on_one_file_see_each_other(records: Records, prefix: Path) -
         with other.write() as tx:
             tx.merge_pending()
             tx.drop("a")
-        assert facts(records) == {"b": unit("b")}
+        assert facts(records) == {"b": unit("b", content="beta")}
         assert records.keyword("alpha", 5) == []
         assert [found for _, found in records.keyword("beta", 5)] == ["b"]
         assert records.check() == other.check() == []
@@ -338,7 +338,7 @@ def test_a_forked_child_works_on_its_own_connections(records: Records) -> None:
     records.head()
 
     def child() -> None:
-        assert records.get("before") == unit("before")
+        assert records.get("before") == unit("before", content="early")
         for number in range(FOLD_AT + 5):
             put(records, f"child{number}")
         assert [found for _, found in records.keyword("early", 5)] == ["before"]

@@ -213,7 +213,8 @@ def _log(case: _Case) -> str | None:
     first, newest, entries = first_row(case.con, sql, (horizon,))
     if entries != last - horizon or (entries and (first, newest) != (horizon + 1, last)):
         return f"the log holds {entries} entries from {first} to {newest}, the counters say {horizon + 1} to {last}"
-    return _log_against_units(case, horizon)
+    sql = "SELECT seq FROM changes WHERE seq <= min(?, (SELECT seq FROM history_floor)) AND operation IS NULL"
+    return _listed(case, "log entries that were purged, numbers", sql, (horizon,)) or _log_against_units(case, horizon)
 
 
 def _log_against_units(case: _Case, horizon: int) -> str | None:

@@ -108,7 +108,8 @@ _HEAD = "SELECT last_seq, horizon, last_slot, count FROM counters"
 _READ_AFTER = f"""
 SELECT l.seq, iif(l.op = {history.REPLACED}, {Op.DROP}, l.op), l.slot, u.id, v.vector, ifnull(u.ns, 0), u.expires_at
 FROM changes AS l LEFT JOIN units AS u ON u.slot = l.slot LEFT JOIN vectors AS v ON v.slot = l.slot
-WHERE l.seq > max(?, (SELECT horizon FROM counters)) ORDER BY l.seq LIMIT ?
+WHERE l.seq > max(?, (SELECT horizon FROM counters)) AND l.seq <= (SELECT last_seq FROM counters)
+ORDER BY l.seq LIMIT ?
 """
 _SCAN = """
 SELECT u.slot, u.id, v.vector, u.ns, u.expires_at FROM units AS u JOIN vectors AS v ON v.slot = u.slot
