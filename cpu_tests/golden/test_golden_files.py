@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pytest
 from golden import make
 
-from memevolve_gpu import ModelMismatchError, VectorStore
+from memevolve_gpu import HistoryError, ModelMismatchError, VectorStore
 from memevolve_gpu.index.snapshot_file import FORMAT_VERSION, read_info, read_snapshot, write_snapshot
 from memevolve_gpu.live.index_stats import IndexStats
 from memevolve_gpu.records.fulltext_buffer import tokenizer_of
@@ -184,6 +184,43 @@ def test_what_was_deleted_comes_back_with_its_vector(copy: Copy) -> None:
                 unit_id: given[number].tolist() for unit_id, number in gone.items()
             }
             assert store.delete_batch(list(gone)) == len(gone)
+        assert store.check() == []
+
+
+def test_the_history_of_an_old_file_goes_on(copy: Copy) -> None:
+    """Past states, versions and the feed agree, and later changes and an erasure leave those of others as they were."""
+    embedder = make.Embedder()
+    embedder.next = np.ones(make.DIM, np.float32)
+    with copy.opened(embedder) as store:
+        if copy.schema_version == 1:
+            with pytest.raises(HistoryError, match="older than the changes that are kept"):
+                next(store.changes(0))
+            return
+        state: dict[str, dict[str, Any]] = {}
+        states = {}
+        for change in store.changes(0):
+            state.pop(change.id, None)
+            if change.unit is not None:
+                state[change.id] = change.unit
+            states[change.seq] = dict(state)
+        assert len(states) > make.COUNT
+        assert states[max(states)] == {unit["id"]: unit for unit in copy.expected["units"]}
+        edited, removed, gone = make.unit(12)["id"], make.unit(20)["id"], make.unit(13)["id"]
+        versions = store.history(edited)
+        for _ in range(2):
+            for seq, units in states.items():
+                assert {unit["id"]: unit for unit in store.units(as_of=seq)} == units, seq
+            store.update(edited, {"content": "of today"})
+            store.delete(removed)
+            store.store({"id": gone, "content": "again"})
+        assert store.history(edited)[: len(versions)] == versions
+        assert [one.change for one in store.history(removed)] == ["put", "delete"]
+        assert [one.change for one in store.history(gone)][:3] == ["put", "delete", "put"]
+        store.undo(next(one.id for one in store.operations() if one.kind == "delete"))
+        assert store.retrieve(removed) == states[max(states)][removed]
+        store.forget_subject({"id": gone})
+        assert store.history(gone) == []
+        assert store.history(edited)[: len(versions)] == versions
         assert store.check() == []
 
 
