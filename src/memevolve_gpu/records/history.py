@@ -311,7 +311,9 @@ def _not_as_after(con: apsw.Connection, ns: int, last: int, ids: Sequence[str]) 
     now = {name: Step(name, read_unit(raw, name), *rest) for name, raw, *rest in all_rows(con, sql, (ns, names))}
     sql = f"SELECT DISTINCT id FROM changes WHERE ns = ? AND seq > ? AND since = {ERASED}"
     erased = {row[0] for row in all_rows(con, sql, (ns, last))}
-    return [one for one in ids if one in erased or not _equal(then[one], now.get(one, Step(one, None, None, None)))]
+    none = Step("", None, None, None)
+    same = {one for one in ids if one in then and _equal(then[one], now.get(one, none))}
+    return [one for one in ids if one in erased or one not in same]
 
 
 def _equal(then: Step, now: Step) -> bool:
