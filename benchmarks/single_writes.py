@@ -2,8 +2,8 @@
 
     python benchmarks/single_writes.py OLD NEW [--data FOLDER] [--json FILE] [--rounds N]
 
-Medians in microseconds of a store, an update of the metadata, one of the text, and a delete, beside 1,000 units of 384
-columns, with each DURABILITY; and the bytes that each adds to the write-ahead log.
+Medians and tenth percentiles, in microseconds, of a store, an update of the metadata, one of the text, and a delete,
+beside 1,000 units of 384 columns, with each DURABILITY; and the bytes that each adds to the write-ahead log.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import apsw
 import numpy as np
 
+FRAME = 24 + 4096
 BLOCK, WARM_UP, LOGGED = 10, 900, 200
 """Calls before the other's turn; stores before the measured ones; calls whose bytes are counted."""
 
@@ -76,10 +77,12 @@ class Peer:
     def logged(self, what: str) -> float:
         """Bytes that a call adds to the log."""
         con = apsw.Connection(str(self.path))
-        con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        con.close()
+        con.execute("SELECT 1 FROM counters").fetchall()
+        con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)  # the next write begins the log again
         self.times(what, 10**5, 10**5 + LOGGED)
-        return self.path.with_name("s.db-wal").stat().st_size / LOGGED
+        frames, _ = con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        con.close()
+        return frames * FRAME / LOGGED
 
 
 def turns(trees: dict[str, Path], data: Path, durability: str, rounds: int) -> dict[str, Any]:
@@ -91,8 +94,10 @@ def turns(trees: dict[str, Path], data: Path, durability: str, rounds: int) -> d
             for start in range(0, rounds, BLOCK):
                 for which, peer in peers.items():
                     times[which] += peer.times(what, start, start + BLOCK)
-            medians = {f"{which} us": float(np.median(taken)) for which, taken in times.items()}
-            found[what] = {**medians, "new/old": medians["new us"] / medians["old us"]}
+            found[what] = {}
+            for share in (10, 50):
+                old, new = (float(np.percentile(times[which], share)) for which in ("old", "new"))
+                found[what][f"p{share}"] = {"old us": old, "new us": new, "new/old": new / old}
         for what in KINDS:
             found[what] |= {f"{which} bytes to the log": peer.logged(what) for which, peer in peers.items()}
         for peer in peers.values():
