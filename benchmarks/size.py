@@ -50,6 +50,7 @@ LATER: dict[str, tuple[str, ...]] = {
         "components/retrieve/reorder.py",
         "live/column_file.py",
         "live/field_columns.py",
+        "live/foresight.py",
         "live/field_values.py",
     ),
     "words before FTS5, keyword queries": ("records/keyword_query.py", "records/tokenizer.py"),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from oracle import KINDS, WAYS, clustered, index_of, pairs
 
 from memevolve_gpu.errors import MemEvolveError
+from memevolve_gpu.index import vector_table
 from memevolve_gpu.index.base import Index
 from memevolve_gpu.index.bitmap import RowFilter
 from memevolve_gpu.index.faiss_support import load_faiss
@@ -30,7 +31,7 @@ from memevolve_gpu.index.snapshot_file import (
     read_snapshot,
     write_snapshot,
 )
-from memevolve_gpu.index.vector_table import DamagedVectorsError
+from memevolve_gpu.index.vector_table import DamagedVectorsError, VectorTable
 from memevolve_gpu.types import Metric, Precision, SearchParams
 
 STORE = "0f8fad5b"
@@ -118,12 +119,19 @@ def test_any_flipped_bit_is_noticed(written: tuple[Index, bytes, Path], data: st
         read(path, index)[0].table.check()
 
 
-def test_no_call_returns_damaged_vectors(folder: Path, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(("version", "low", "high"), [(3, 640, 704), (FORMAT_VERSION, 640, 768)])
+def test_no_call_returns_damaged_vectors(
+    folder: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, version: int, low: int, high: int
+) -> None:
     """The block is found by whoever needs it first; what needs other blocks only is served."""
     vectors = clustered(rng, 1000, 16, "l2")
     index, path = index_of("two_stage", vectors, "l2"), folder / "block"
+    if version == 3:
+        monkeypatch.setattr(vector_table, "CHECKED_BYTES", 64 * vectors.strides[0])
     write_snapshot(path, index, info_of(index))
     whole = path.read_bytes()
+    if version == 3:
+        whole = forged(whole, lambda document: document.pop("checked_rows"), version)
     at = whole.index(vectors[700].tobytes())
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
     few = RowFilter(np.arange(1000) < 64)
@@ -140,8 +148,42 @@ def test_no_call_returns_damaged_vectors(folder: Path, rng: np.random.Generator)
         assert not opened.table.is_checked
         assert opened.search(vectors[:1], 3, SearchParams(exact=True), few)[1][0, 0] == 0
         assert np.array_equal(opened.vectors_at(np.array([5, 999])), vectors[[5, 999]])
-        with pytest.raises(DamagedVectorsError, match="vectors 640 to 704"):
+        with pytest.raises(DamagedVectorsError, match=f"vectors {low} to {high}"):
             call(opened)
+
+
+def test_a_call_goes_on_when_another_thread_compares_the_last_block(folder: Path, rng: np.random.Generator) -> None:
+    """Each time that a call has seen that blocks are unchecked, all of them are found to be sound meanwhile."""
+    vectors = clustered(rng, 1000, 16, "l2")
+    index, path = index_of("two_stage", vectors, "l2"), folder / "meanwhile"
+    write_snapshot(path, index, info_of(index))
+    few, rows = RowFilter(np.arange(1000) < 64), np.array([[700, 5]])
+
+    class Hurried(VectorTable):
+        looks: list[object]
+
+        @property  # type: ignore[override]
+        def _unchecked(self) -> object:
+            return self.looks.pop() if self.looks else None
+
+        @_unchecked.setter
+        def _unchecked(self, value: object) -> None:
+            self.looks = []
+
+    calls: list[Callable[[VectorTable], object]] = [
+        lambda one: one.check(),
+        lambda one: one.gather(np.array([703])),
+        lambda one: one.scan(vectors[:1], 3),
+        lambda one: one.scan(vectors[:1], 3, few),
+        lambda one: one.rerank(vectors[:1], rows, 1),
+        lambda one: one.distances(vectors[:1], rows),
+    ]
+    for call in calls:
+        table = read(path, index)[0].table
+        unchecked = table._unchecked
+        table.__class__ = Hurried
+        table.looks = [unchecked]  # type: ignore[attr-defined]
+        call(table)
 
 
 def test_every_part_of_the_header_is_covered(written: tuple[Index, bytes, Path]) -> None:
@@ -245,6 +287,9 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "created_at text": lambda d: d["info"].update(created_at="now"),
     "extra list": lambda d: d["info"].update(extra=[1]),
     "seed negative": lambda d: d["info"].update(seed=-1),
+    "no rows in a block": lambda d: d.update(checked_rows=0),
+    "fewer rows in a block": lambda d: d.update(checked_rows=1),
+    "rows of a block no number": lambda d: d.update(checked_rows="64"),
 }
 
 

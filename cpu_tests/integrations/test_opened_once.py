@@ -103,6 +103,25 @@ def test_a_child_forked_while_a_thread_opens_the_store_opens_it_itself(
     assert opened(adapter).exists("child")
 
 
+@pytest.mark.parametrize("make", [haystack, llama_index, mem0], ids=lambda make: str(make.__name__))
+def test_another_working_folder_makes_no_other_store(
+    make: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    adapter = make(Path())
+    opened(adapter).store_batch([{"id": "a", "content": "rebase"}], [[1.0, 0.0]])
+    adapter.close()
+    monkeypatch.chdir(tmp_path / "other")
+    copied = copy.deepcopy(adapter)
+    for one in (adapter, copied):
+        assert opened(one).exists("a")
+        if hasattr(one, "list_cols"):
+            assert one.list_cols() == ["m"]
+        one.close()
+    assert not list((tmp_path / "other").iterdir())
+
+
 def test_an_error_at_the_opening_leaves_it_closed(adapter: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_arguments: Any, **_named: Any) -> VectorStore:
         raise OSError("no room")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+import zlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support import HANGS
 
 from memevolve_gpu import VectorStore
-from memevolve_gpu.live import field_columns
+from memevolve_gpu.live import column_file, field_columns, foresight
 from memevolve_gpu.records.records import Records
 from memevolve_gpu.records.schema import FIELDS_KEY
+from memevolve_gpu.utils.drafts import draft_of
 
 DIM = 4
 VALUES = st.one_of(
@@ -143,7 +146,7 @@ class Changes(RuleBasedStateMachine):
 @pytest.mark.parametrize("kept", [0, 3, 2_000])
 def test_filters_follow_every_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
     monkeypatch.setattr(field_columns, "_FRESH_ROWS", kept)
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 1 if kept else 2_000)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 1 if kept else 2_000)
     monkeypatch.setattr(Changes, "folder", tmp_path, raising=False)
     machine = Changes.TestCase
     machine.settings = settings(max_examples=15, stateful_step_count=15, deadline=None)
@@ -231,7 +234,7 @@ def test_a_unit_that_is_stored_while_fields_are_read_ahead_is_not_of_their_rows_
 
             return made._replace(changed=changed)
 
-        live.columns.foresee(log, {("n",): False})
+        live._masks.foresight.read(log, {("n",): False})
         assert live.columns.holds([("n",)])
         assert store.count({"n": 7}) == 1 + store.count() - 50
 
@@ -277,7 +280,7 @@ def test_fields_of_past_filters_are_read_before_the_first_filter_after_an_openin
 def test_an_erasure_forgets_which_fields_were_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int
 ) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", least)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", least)
     canary = "alice-7f3a90c1"
     with VectorStore(tmp_path / "m", None, DIM, storage_config={"background": False}) as store:
         units: list[dict[str, Any]] = [{"id": "a", "content": "one", canary: 1}, {"id": "b", "content": "two"}]
@@ -342,7 +345,7 @@ def asked(store: VectorStore) -> list[int]:
 def test_a_process_that_opens_the_store_again_has_the_columns_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     with filled(tmp_path / "m") as store:
         assert asked(store) == [count for _, count in ASKED]
     assert (tmp_path / "m.columns").stat().st_mode & 0o777 == (tmp_path / "m.db").stat().st_mode & 0o777
@@ -368,9 +371,9 @@ def test_a_process_that_opens_the_store_again_has_the_columns_at_once(
 def test_the_background_reads_the_usual_fields_of_a_large_store_before_any_filter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
-    monkeypatch.setattr(field_columns, "PAGE_SLOTS", 64)
-    monkeypatch.setattr(field_columns, "PASS_VALUES", 1500)  # three fields in a pass
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
+    monkeypatch.setattr(foresight, "PAGE_SLOTS", 64)
+    monkeypatch.setattr(foresight, "PASS_VALUES", 1500)  # three fields in a pass
     with filled(tmp_path / "m", background=True) as store:
         wait_until_held(
             store, ("metadata", "n"), ("tags",), ("metadata", "at"), ("metadata", "word"), ("metadata", "big")
@@ -381,7 +384,7 @@ def test_the_background_reads_the_usual_fields_of_a_large_store_before_any_filte
 
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "other", "folder"])
 def test_a_damaged_file_of_columns_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     filled(tmp_path / "other").close()
     with filled(tmp_path / "m") as store:
         asked(store)
@@ -405,7 +408,7 @@ def test_columns_of_newer_records_are_not_used_for_an_older_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database goes back in time, and as many other changes follow."""
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     path = tmp_path / "m.db"
     with filled(tmp_path / "m") as store:
         assert store.count({"metadata.n": 1000}) == 0
@@ -428,9 +431,9 @@ def test_columns_of_newer_records_are_not_used_for_an_older_copy(
 def test_foresight_is_bounded_and_filters_find_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
 ) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
-    monkeypatch.setattr(field_columns, "PASS_VALUES", 1)
-    monkeypatch.setattr(field_columns, limit, most)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
+    monkeypatch.setattr(foresight, "PASS_VALUES", 1)
+    monkeypatch.setattr(foresight, limit, most)
     with filled(tmp_path / "m") as store:
         live = store._open.live
         live.foresee({}, lambda: False)
@@ -440,7 +443,7 @@ def test_foresight_is_bounded_and_filters_find_all_the_same(
 
 
 def test_a_round_of_maintenance_leaves_no_columns_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     with filled(tmp_path / "m") as store:
         assert store.count({"metadata.n": {"lt": 7}}) == 7
         held = store.get_storage_health()["memory_usage_mb"]
@@ -450,7 +453,7 @@ def test_a_round_of_maintenance_leaves_no_columns_in_memory(tmp_path: Path, monk
 
 
 def test_a_file_of_columns_that_cannot_be_written_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     (tmp_path / "m.columns").mkdir()
     store = filled(tmp_path / "m")
     assert asked(store) == [count for _, count in ASKED]
@@ -459,8 +462,46 @@ def test_a_file_of_columns_that_cannot_be_written_is_an_event(tmp_path: Path, mo
     assert session.events.totals()["fields-unsaved"] == 1
 
 
+def test_a_file_of_columns_holds_one_moment_whatever_is_asked_and_stored_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row that is newer than the file has no place in it; a column grows when it is asked for moments."""
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
+    steps = list[int]()
+
+    def meddle() -> None:
+        steps.append(len(steps))
+        unit = {"id": f"new {len(steps)}", "content": "c", "metadata": {"n": 7, "at": "2026-01-02T00:00:00Z"}}
+        store.store_batch([unit], QUERY)
+        assert store.count({"metadata.n": 7}) == 1 + len(steps)
+        if len(steps) == 3:
+            assert store.count({"metadata.at": {"gt": "2026-01-01T00:00:00Z"}}) == 3
+
+    def drafted(*given: Any) -> Any:
+        meddle()
+        return draft_of(*given)
+
+    def summed(*given: Any) -> int:
+        if len(steps) < 4:
+            meddle()
+        return zlib.crc32(*given)
+
+    with filled(tmp_path / "m") as store:
+        assert store.count({"metadata.at": {"exists": True}, "metadata.n": 7}) == 1
+        with patch.object(field_columns, "draft_of", drafted), patch.object(column_file, "zlib", Mock(crc32=summed)):
+            store._open.live.save_fields(1.0)
+        assert len(steps) == 4
+        token = json.loads(store._open.records.get_meta(FIELDS_KEY) or b"")["columns"]
+        file = column_file.open_columns(store._open.records.columns_path, token)
+        assert file is not None
+        taken = file.take(("metadata", "n"))
+        assert taken is not None
+        assert (len(file.slots), taken.fresh) == (500, {})
+        assert store.count({"metadata.n": 7}) == 5
+
+
 def test_two_openings_write_the_file_in_turns_and_stay_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(field_columns, "FORESEEN_FROM", 400)
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     monkeypatch.setattr(field_columns, "_FRESH_ROWS", 5)
     monkeypatch.setattr(field_columns, "_FRESH_SHARE", 0.0)
     filled(tmp_path / "m").close()

@@ -584,7 +584,7 @@ def test_every_file_of_a_store_is_documented(tmp_path: Path, monkeypatch: pytest
         store.store_batch([{"content": f"word{number}"} for number in range(20)])
         store.run_maintenance()
         store.snapshot()
-        monkeypatch.setattr("memevolve_gpu.live.field_columns.FORESEEN_FROM", 20)
+        monkeypatch.setattr("memevolve_gpu.live.field_columns.SAVED_FROM", 20)
         assert store.count({"content": "word7"}) == 1
         store._open.live.save_fields(1.0)
         made = {path.name.removeprefix("m") for path in tmp_path.iterdir()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import apsw
 import pytest
 from records_kit import DIM, Fault, facts, put, unit, vector
 
+from memevolve_gpu import VectorStore
 from memevolve_gpu.errors import ReadOnlyError, StorageError, StorageFullError
 from memevolve_gpu.records import Records
 
@@ -120,3 +122,22 @@ def test_opening_on_a_failing_disk_is_told(prefix: Path, fault: Fault) -> None:
     with Records.open(prefix, dim=DIM, vfs="faulty") as opened:
         put(opened, "a")
         assert opened.check() == []
+
+
+def test_a_full_disk_that_takes_no_name_of_a_holder_keeps_nobody_from_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deletes and maintenance make room; a new lock file has no block for the process id yet."""
+    with VectorStore(tmp_path / "m", None, 2, storage_config={"background": False}) as store:
+        store.store_batch([{"id": "a", "content": "x"}, {"id": "b", "content": "y"}], [[1.0, 0.0], [0.0, 1.0]])
+    for name in ("m.lock", "m.maintenance.lock"):
+        (tmp_path / name).unlink(missing_ok=True)
+
+    def full(*_given: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with VectorStore(tmp_path / "m", None, 2, storage_config={"background": False}) as store:
+        monkeypatch.setattr(os, "pwrite", full)
+        assert store.delete("a")
+        assert store.run_maintenance()["actions"] is not None
+        assert store.count() == 1

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -229,6 +230,41 @@ def test_a_record_that_another_thread_logs_does_not_hang_the_child() -> None:
     assert not reader.is_alive()
 
 
+NEEDY = """
+import logging, sys, time
+from concurrent.futures import ThreadPoolExecutor
+from memevolve_gpu import VectorStore
+sys.there.set()
+time.sleep(0.2)
+logging.getLogger("needy").error("while it is imported")
+with ThreadPoolExecutor(1) as pool:
+    pool.submit(time.sleep, 0)
+with VectorStore("m", None, 2):
+    pass
+done = True
+"""
+FORKS = """
+import memevolve_gpu.utils.forking, os, signal, sys, threading
+sys.there = threading.Event()
+sys.path.insert(0, "")
+threading.Thread(target=lambda: __import__("needy")).start()
+sys.there.wait()
+if child := os.fork():
+    sys.exit(os.waitpid(child, 0)[1] != 0)
+signal.alarm(int(sys.argv[1]))
+import needy
+os._exit(not needy.done)
+"""
+
+
+def test_a_fork_holds_nothing_that_an_import_of_another_thread_needs(tmp_path: Path) -> None:
+    """Loggers, the lock that thread pools take before a fork, and stores."""
+    (tmp_path / "needy.py").write_text(NEEDY)
+    command = [sys.executable, "-c", FORKS, str(HANGS)]
+    ended = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
 SLOW = """
 import os, sys
 there, go_on, ran = sys.slowly_imported
@@ -262,6 +298,59 @@ def test_a_module_that_another_thread_imports_is_there_in_the_child(
     with another_thread(load):
         threading.Timer(0.2, go_on.set).start()
         assert as_child(act) == 0
+    assert ran == []
+    assert as_child(lambda: None) == 0
+    assert ran == ["before", "after"]
+    assert os.register_at_fork.__module__ == "posix"
+
+
+ENDLESS = """
+import itertools, sys
+there, stop = sys.endless_import
+there.set()
+for number in itertools.count():
+    if stop.wait(0.0005):
+        break
+    sys.modules[f"endless_import_{number}"] = sys
+for one in range(number):
+    del sys.modules[f"endless_import_{one}"]
+"""
+
+
+def test_a_fork_does_not_wait_for_ever_for_imports_that_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "endless_import.py").write_text(ENDLESS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(forking, "PATIENCE", 0.02)
+    stop = threading.Event()
+    timer = threading.Timer(HANGS / 5, stop.set)
+
+    def load(there: threading.Event) -> None:
+        monkeypatch.setattr(sys, "endless_import", (there, stop), raising=False)
+        importlib.import_module("endless_import")
+
+    with another_thread(load):
+        timer.start()
+        assert as_child(lambda: None) == 0
+        was_first = not stop.is_set()
+        timer.cancel()
+        stop.set()
+    assert was_first
+
+
+def test_what_is_registered_waits_for_the_end_of_every_fork(tmp_path: Path) -> None:
+    """Of two forks at once the first to end leaves the other in the midst."""
+    ran: list[str] = []
+
+    class Forks(Recorder):
+        def before_fork(self) -> bool:
+            forking._to_close.discard(self)
+            assert as_child(lambda: None) == 0
+            os.register_at_fork(before=lambda: ran.append("before"), after_in_parent=lambda: ran.append("after"))
+            return False
+
+    forks = Forks(tmp_path / "log")
+    forking.close_for_fork(forks)
+    assert as_child(lambda: None) == 0
     assert ran == []
     assert as_child(lambda: None) == 0
     assert ran == ["before", "after"]

@@ -2,30 +2,77 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from oracle import clustered
 
 from memevolve_gpu import StorageConfig, VectorStore
+from memevolve_gpu.index import vector_table
 
 ROWS, DIM, BAD = 3000, 32, 2222
 VECTORS = clustered(np.random.default_rng(5), ROWS, DIM, "l2")
 
 
-@pytest.fixture(params=["ivf", "auto", "flat"])
-def damaged(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., VectorStore]:
+@pytest.fixture(params=["ivf", "auto", "flat", "ivf in a snapshot of format 3"])
+def damaged(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., VectorStore]:
     """Opens a store whose snapshot holds row ``BAD`` with one bit changed."""
-    prefix = tmp_path / "s"
-    settings = {"index_type": request.param, "background": False}
+    prefix, old = tmp_path / "s", request.param.endswith("format 3")
+    settings = {"index_type": request.param.split()[0], "background": False}
+    with monkeypatch.context() as patched:
+        if old:
+            patched.setattr(vector_table, "CHECKED_BYTES", 64 * VECTORS.strides[0])
+        filled(prefix, settings)
+    if old:
+        as_format_3(Path(f"{prefix}.snapshot"))
+    flip(Path(f"{prefix}.snapshot"))
+    return lambda **more: VectorStore(prefix, None, DIM, storage_config=StorageConfig(**{**settings, **more}))
+
+
+def filled(prefix: Path, settings: dict[str, Any]) -> None:
+    """Make a store of all rows, with a snapshot of its index."""
     with VectorStore(prefix, None, DIM, storage_config=StorageConfig(**settings)) as store:
         store.store_batch([{"id": f"u{i}", "content": f"unit {i}"} for i in range(ROWS)], VECTORS)
         store.run_maintenance()
-    flip(Path(f"{prefix}.snapshot"))
-    return lambda **more: VectorStore(prefix, None, DIM, storage_config=StorageConfig(**{**settings, **more}))
+
+
+def as_format_3(snapshot: Path) -> None:
+    """Give a snapshot whose checksums are of 64 rows each the header that format 3 had."""
+    raw = snapshot.read_bytes()
+    magic, _, length, _ = struct.unpack_from("<8sIII", raw)
+    document = json.loads(raw[20 : 20 + length])
+    assert document.pop("checked_rows") == 64
+    header = json.dumps(document, separators=(",", ":")).encode().ljust(length)
+    crc = zlib.crc32(header, zlib.crc32(struct.pack("<II", 3, length)))
+    snapshot.write_bytes(struct.pack("<8sIII", magic, 3, length, crc) + header + raw[20 + length :])
+
+
+@pytest.mark.parametrize("index_type", ["ivf", "flat"])
+def test_a_snapshot_of_format_3_is_used_until_it_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index_type: str
+) -> None:
+    settings = {"index_type": index_type, "background": False}
+    with monkeypatch.context() as patched:
+        patched.setattr(vector_table, "CHECKED_BYTES", 64 * VECTORS.strides[0])
+        filled(tmp_path / "s", settings)
+    as_format_3(tmp_path / "s.snapshot")
+    for version in (3, 4):
+        assert struct.unpack_from("<I", (tmp_path / "s.snapshot").read_bytes(), 8) == (version,)
+        with VectorStore(tmp_path / "s", None, DIM, storage_config=StorageConfig(**settings)) as store:
+            assert store.search_vectors(VECTORS[BAD : BAD + 1], 1)[1] == [[f"u{BAD}"]]
+            store.run_maintenance()
+            assert store.check() == []
+            assert store.statistics()["event_totals"] == {"snapshot-loaded": 1}
+            store.snapshot()
 
 
 def flip(snapshot: Path) -> None:

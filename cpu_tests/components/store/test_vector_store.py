@@ -502,7 +502,7 @@ class TestRecall:
             assert (found <= truth[:, -1:] * (1 + 1e-5)).mean() >= target - 0.01
         assert (store.statistics()["probed_recall"] or 0) >= 0.93
 
-    @pytest.mark.parametrize("damaged", [None, b"{", b"[]", b'{"generation": 1, "stats": 7}'])
+    @pytest.mark.parametrize("damaged", [None, b"{", b"[]", b'{"created_at": 1, "stats": 7}'])
     def test_a_calibration_on_what_is_asked_survives_without_another_snapshot(
         self, make: Make, damaged: bytes | None
     ) -> None:
@@ -521,6 +521,23 @@ class TestRecall:
         if damaged is None:
             assert again._open.live.view.stats == replace(calibrated, probed=None)
         assert ("calibrated on real queries" in again.run_maintenance()["actions"]) is (damaged is not None)
+
+    def test_a_calibration_is_not_taken_for_that_of_a_later_snapshot(self, make: Make, tmp_path: Path) -> None:
+        """The snapshot is removed, so generations begin again, and other vectors take the place of the first."""
+        rng = np.random.default_rng(SEED)
+        with make(index_type="ivf") as store:
+            store.store_batch(units(2500), rng.standard_normal((2500, DIM)))
+            store.run_maintenance()
+            store.search_vectors(rng.standard_normal((300, DIM)), 5)
+            assert "calibrated on real queries" in store.run_maintenance()["actions"]
+        for snapshot in tmp_path.glob("*.snapshot"):
+            snapshot.unlink()
+        with make(index_type="ivf") as store:
+            store.store_batch(units(2500), rng.standard_normal((2500, 3)) @ rng.standard_normal((3, DIM)))
+            store.run_maintenance()
+            built = store._open.live.view.stats
+        with make(index_type="ivf") as store:
+            assert store._open.live.view.stats == replace(built, probed=None)
 
     def test_a_store_that_is_closed_does_not_finish_its_calibration(
         self, make: Make, monkeypatch: pytest.MonkeyPatch

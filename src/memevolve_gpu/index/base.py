@@ -276,14 +276,10 @@ class Index(ABC):
 
     def ids_at(self, positions: IntArray) -> list[str | None]:
         """The m ids at ``positions`` int64 (m,); None where a position is -1."""
-        at, text = np.asarray(positions, dtype=np.int64), self._text
-        if not len(at):
-            return []
-        ends = self.id_ends[at].tolist()  # -1 reads the last one
-        starts = np.where(at > 0, self.id_ends[at - 1], 0).tolist()
+        text, end_of = self._text, self.id_ends.item  # for a few ids this is faster than arrays
         return [
-            None if position < 0 else str(text[start:end], "utf-8")
-            for position, start, end in zip(at.tolist(), starts, ends, strict=True)
+            None if at < 0 else str(text[end_of(at - 1) if at else 0 : end_of(at)], "utf-8")
+            for at in positions.tolist()
         ]
 
     def vectors_at(self, positions: IntArray) -> FloatArray:
@@ -295,6 +291,10 @@ class Index(ABC):
         slots = np.asarray(slots, dtype=np.int64)
         if self.n == 0:
             return np.full(slots.shape, -1, np.int64)
+        first = int(self.slots[0])
+        if int(self.slots[-1]) - first == self.n - 1:  # no slot between them is missing
+            at = slots - first
+            return np.where((at >= 0) & (at < self.n), at, -1)
         at = np.minimum(np.searchsorted(self.slots, slots), self.n - 1)
         return np.where(self.slots[at] == slots, at, -1).astype(np.int64, copy=False)
 

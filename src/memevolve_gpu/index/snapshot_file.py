@@ -3,10 +3,11 @@ r"""Index snapshots on disk: written atomically, used only after sizes and check
 Layout, little-endian::
 
     offset 0   magic      8 bytes  b"MEVSNAP\n"
-           8   version    u32      2
+           8   version    u32      4
           12   length     u32      bytes of the header
           16   crc        u32      CRC-32 of version, length and header
-          20   header     JSON     info with plan; sections in order, each with name, dtype, shape, crc32
+          20   header     JSON     info with plan; sections in order, each with name, dtype, shape, crc32;
+                                   checked_rows
          ...   the sections, each at the next multiple of 4096, the vectors at one of 65536, so that pages of any
                size can be mapped; zeros between them; the last one ends the file
 
@@ -15,8 +16,9 @@ The vectors are the first section, since they may be in the file before everythi
 Nothing is allocated before its size was compared with the size of the file, and no byte is handed to an engine before
 its checksum held. The vectors are not read but mapped in place, from a file that is never written to again, and so are
 those of an index that was just written. A section of its own, ``vector_checksums`` uint32, holds the CRC-32 of each
-block of ``CHECKED_ROWS`` rows of them: a block is checked when it is first used, or in the background, so that opening
-reads no vectors. The section's own ``crc32`` is that of its checksums.
+block of ``checked_rows`` rows of them: a block is checked when it is first used, or in the background, so that opening
+reads no vectors. The section's own ``crc32`` is that of its checksums. Version 3 says nothing of ``checked_rows``: its
+blocks have 64 rows.
 """
 
 from __future__ import annotations
@@ -42,9 +44,11 @@ from ..utils.drafts import PRIVATE, draft_of, name_file, sync_folder
 from .base import CENTROIDS, VECTORS, Arrays, Index
 from .registry import KINDS, from_parts
 from .spill import FIRST_ROW
-from .vector_table import checksums_of, growable, mapped, sealed_spill
+from .vector_table import checksums_of, growable, mapped, rows_per_checksum, sealed_spill
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READABLE_VERSIONS = (3, FORMAT_VERSION)
+_ROWS_OF_VERSION_3 = 64
 
 _MAGIC = b"MEVSNAP\n"
 _PREFIX = struct.Struct("<8sIII")
@@ -144,7 +148,7 @@ def read_snapshot(
         EngineError: faiss itself cannot be loaded.
     """
     with _opened(path) as file:
-        info, sections = _read_header(file)
+        info, sections, checked_rows = _read_header(file)
         if (info.store_id, info.dim, info.metric) != (store_id, dim, metric):
             raise SnapshotError(
                 "foreign",
@@ -155,7 +159,7 @@ def read_snapshot(
     dead, checksums = parts.pop(_DEAD, info.dead), parts.pop(_CHECKSUMS)
     try:
         index = from_parts(info.plan, info.metric, parts)
-        index.table.check_with(checksums)
+        index.table.check_with(checksums, checked_rows)
     except EngineError as error:
         raise SnapshotError("damaged", f"snapshot {path} cannot be restored: {error}") from error
     if (index.n, index.dim) != (info.count, info.dim):
@@ -255,7 +259,8 @@ def _header_bytes(arrays: Arrays, info: SnapshotInfo) -> bytes:
         }
         for name, array in arrays.items()
     ]
-    return json.dumps({"info": described, "sections": sections}, allow_nan=False, separators=(",", ":")).encode()
+    document = {"info": described, "sections": sections, "checked_rows": rows_per_checksum(info.dim)}
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _header_crc(version: int, header: bytes) -> int:
@@ -289,8 +294,9 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise SnapshotError("unreadable", f"cannot read snapshot {path}: {error.strerror or error}") from error
 
 
-def _read_header(file: BinaryIO) -> tuple[SnapshotInfo, list[_Section]]:
-    """Info and sections, after the header's checksum held and the sections were found to fill the file exactly."""
+def _read_header(file: BinaryIO) -> tuple[SnapshotInfo, list[_Section], int]:
+    """Info, sections and the rows of a checksum, after the header's own checksum held and the sections were found to
+    fill the file exactly."""
     size = os.fstat(file.fileno()).st_size
     prefix = file.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size:
@@ -303,21 +309,21 @@ def _read_header(file: BinaryIO) -> tuple[SnapshotInfo, list[_Section]]:
     header = file.read(length)
     if _header_crc(version, header) != crc:
         raise SnapshotError("damaged", f"the header of snapshot {file.name} fails its checksum")
-    if version != FORMAT_VERSION:
-        raise SnapshotError(
-            "version", f"snapshot {file.name} has format {version}, this package reads {FORMAT_VERSION}"
-        )
-    info, sections = _parse(file.name, header)
+    if version not in READABLE_VERSIONS:
+        known = " and ".join(map(str, READABLE_VERSIONS))
+        raise SnapshotError("version", f"snapshot {file.name} has format {version}, this package reads {known}")
+    info, sections, checked_rows = _parse(file.name, header)
     expected = _sections_end(_PREFIX.size + length, [(section.name, section.nbytes) for section in sections])
     if expected != size:
         raise SnapshotError("torn", f"snapshot {file.name} is {size} bytes long, {expected} were written")
-    return info, sections
+    return info, sections, checked_rows
 
 
-def _parse(name: str, header: bytes) -> tuple[SnapshotInfo, list[_Section]]:
+def _parse(name: str, header: bytes) -> tuple[SnapshotInfo, list[_Section], int]:
     try:
         document = json.loads(header)
-        return _info(document["info"]), [_section(entry) for entry in document["sections"]]
+        sections = [_section(entry) for entry in document["sections"]]
+        return _info(document["info"]), sections, _natural(document.get("checked_rows", _ROWS_OF_VERSION_3))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SnapshotError("damaged", f"the header of snapshot {name} makes no sense: {error}") from error
 

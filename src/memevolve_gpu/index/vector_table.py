@@ -38,6 +38,7 @@ _LEAST = 64
 SPILLED_BYTES = 16 << 20
 """Arrays from this size on take their memory from a spill."""
 _COPIED_BYTES = 16 << 20
+_LARGE_PAGE = 2 << 20
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 
@@ -131,25 +132,29 @@ def mapped(
         raise OSError(f"{rows} rows of {width} bytes at byte {offset} cannot be mapped")
     capacity = _with_spare(max(rows, room))
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    region = mmap.mmap(-1, max(1, capacity * width), flags=flags)
+    size = capacity * width
+    region = mmap.mmap(-1, size + _LARGE_PAGE, flags=flags)
+    # as far from a border of large pages as in the file: the system maps whole ones where its cache holds such
+    first = (offset - ctypes.addressof(ctypes.c_char.from_buffer(region))) % _LARGE_PAGE
     if rows * width:
-        _lay_over(region, 0, file, offset, rows * width)
+        _lay_over(region, first, file, offset, rows * width)
     spill = None
     if folder is not None and max(rows, room) * width >= SPILLED_BYTES:
-        spill = _spill_after(region, rows * width, folder)
-    buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill)
+        spill = _spill_after(region, first, rows * width, size, folder)
+    buffer = _allocation((capacity, *shape[1:]), dtype, rows, region, folder, spill, first)
     buffer.from_file, buffer.source = rows, (Descriptor(file), offset)
     return _first(buffer, rows)
 
 
-def _spill_after(region: mmap.mmap, end: int, folder: Path) -> Spill | None:
-    """A spill for what follows the page of byte ``end`` in the region; None where there can be none."""
+def _spill_after(region: mmap.mmap, first: int, end: int, size: int, folder: Path) -> Spill | None:
+    """A spill for what follows the page of byte ``end`` of an allocation of ``size`` bytes, which begins at byte
+    ``first`` of the region; None where there can be none."""
     start = -(-end // mmap.PAGESIZE) * mmap.PAGESIZE
-    if len(region) <= start:
+    if size <= start:
         return None
     try:
-        spill = Spill(folder, start, len(region))
-        _lay_over(region, start, spill.file, FIRST_ROW + start, len(region) - start, shared=True)
+        spill = Spill(folder, start, size)
+        _lay_over(region, first + start, spill.file, FIRST_ROW + start, size - start, shared=True)
     except OSError:
         return None
     return spill
@@ -162,8 +167,9 @@ def _allocation(
     region: mmap.mmap | None,
     folder: Path | None,
     spill: Spill | None = None,
+    first: int = 0,
 ) -> _Growable:
-    buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region)
+    buffer: _Growable = np.ndarray.__new__(_Growable, shape, dtype, buffer=region, offset=first)
     buffer.used, buffer.lock, buffer.folder, buffer.spill = used, lock(), folder, spill
     return buffer
 
@@ -344,43 +350,55 @@ def _owner(array: AnyArray) -> Any:
     return owner
 
 
-CHECKED_ROWS = 64
-"""Rows that share a checksum: 96 KiB of 384 dimensions take 15 microseconds to check."""
-_STEP_BLOCKS = 64
+CHECKED_BYTES = 8192
+"""Most bytes of rows that share a checksum, unless one row is longer. Larger blocks cost the first searches more time,
+since each of their rows lies in another block; smaller ones more calls when all are compared. From 5 KiB on zlib lets
+other threads run meanwhile."""
+_STEP_BYTES = 6 << 20
+"""Compared between two pauses."""
+
+
+def rows_per_checksum(dim: int) -> int:
+    """How many rows of float32 (dim,) share a checksum in a snapshot that is written now."""
+    return max(1, CHECKED_BYTES // (4 * max(1, dim)))
 
 
 def checksums_of(vectors: AnyArray) -> npt.NDArray[np.uint32]:
-    """The CRC-32 of each block of ``CHECKED_ROWS`` rows of float32 (n, dim), C-contiguous: uint32 (blocks,)."""
-    blocks = range(0, len(vectors), CHECKED_ROWS)
-    return np.array([zlib.crc32(vectors[at : at + CHECKED_ROWS].data) for at in blocks], np.uint32)
+    """The CRC-32 of each block of rows of float32 (n, dim), C-contiguous: uint32 (blocks,)."""
+    size = rows_per_checksum(vectors.shape[1])
+    blocks = range(0, len(vectors), size)
+    return np.fromiter((zlib.crc32(vectors[at : at + size].data) for at in blocks), np.uint32, len(blocks))
 
 
 class _Unchecked:
-    """Blocks of rows of a file whose checksums were not compared yet. Threads may check at the same time."""
+    """Blocks of ``size`` rows of a file whose checksums were not compared yet. Threads may check at the same time."""
 
-    def __init__(self, vectors: FloatArray, checksums: npt.NDArray[np.uint32]) -> None:
-        self._vectors, self._checksums = vectors, checksums
+    def __init__(self, vectors: FloatArray, checksums: npt.NDArray[np.uint32], size: int) -> None:
+        self._vectors, self._checksums, self._size = vectors, checksums, size
         self._held = np.zeros(len(checksums), np.bool_)
 
     def check(self, positions: IntArray) -> None:
         """Compare the blocks of ``positions``, int64 of any shape; -1 and rows after the file's are passed over."""
-        wanted = np.zeros(len(self._held), np.bool_)
-        wanted[positions[(positions >= 0) & (positions < len(self._vectors))] // CHECKED_ROWS] = True
-        for block in np.flatnonzero(wanted & ~self._held).tolist():
-            self._compare(block)
+        blocks = positions[(positions >= 0) & (positions < len(self._vectors))] // self._size
+        self._compare(np.unique(blocks[~self._held[blocks]]))
 
     def check_all(self, pause: Callable[[], None] | None = None) -> None:
         """Compare every block that was not compared; call ``pause`` after every few of them."""
-        for count, block in enumerate(np.flatnonzero(~self._held).tolist(), 1):
-            self._compare(block)
-            if pause is not None and count % _STEP_BLOCKS == 0:
+        blocks = np.flatnonzero(~self._held)
+        step = max(1, _STEP_BYTES // max(1, self._size * self._vectors.strides[0]))
+        for start in range(0, len(blocks), step):
+            self._compare(blocks[start : start + step])
+            if pause is not None:
                 pause()
 
-    def _compare(self, block: int) -> None:
-        at = block * CHECKED_ROWS
-        if zlib.crc32(self._vectors[at : at + CHECKED_ROWS].data) != self._checksums[block]:
-            raise DamagedVectorsError(f"vectors {at} to {at + CHECKED_ROWS} of the snapshot fail their checksum")
-        self._held[block] = True
+    def _compare(self, blocks: IntArray) -> None:
+        raw, size, end = self._vectors.reshape(-1).view(np.uint8).data, self._size, len(self._vectors)
+        width, crc = self._vectors.strides[0], zlib.crc32
+        for block, expected in zip(blocks.tolist(), self._checksums[blocks].tolist(), strict=True):
+            if crc(raw[block * size * width : (block + 1) * size * width]) != expected:
+                at = block * size
+                raise DamagedVectorsError(f"vectors {at} to {min(at + size, end)} of the snapshot fail their checksum")
+        self._held[blocks] = True
 
 
 class DamagedVectorsError(EngineError):
@@ -404,15 +422,16 @@ class VectorTable:
         self._owner = owner
         self._unchecked = unchecked
 
-    def check_with(self, checksums: AnyArray) -> None:
-        """Compare the rows with ``checksums`` (see :func:`checksums_of`) before they are used.
+    def check_with(self, checksums: AnyArray, size: int) -> None:
+        """Compare the rows with ``checksums`` (see :func:`checksums_of`), one for ``size`` rows each, before they are
+        used.
 
         Raises:
             EngineError: there are more or fewer checksums than blocks of rows.
         """
-        if checksums.dtype != np.uint32 or checksums.shape != (-(-self.n // CHECKED_ROWS),):
+        if checksums.dtype != np.uint32 or size < 1 or checksums.shape != (-(-self.n // size),):
             raise EngineError(f"{checksums.shape} checksums for {self.n} vectors; rebuild the index")
-        self._unchecked = _Unchecked(self.vectors, checksums.view(np.uint32))
+        self._unchecked = _Unchecked(self.vectors, checksums.view(np.uint32), min(size, max(1, self.n)))
         if self._owner is not None:  # an engine reads them too
             self.check()
 
@@ -423,8 +442,8 @@ class VectorTable:
 
     def check(self, pause: Callable[[], None] | None = None) -> None:
         """Compare all rows that were not compared yet; ``pause`` is called after every few of them."""
-        if self._unchecked is not None:
-            self._unchecked.check_all(pause)
+        if (unchecked := self._unchecked) is not None:  # another thread may set it to None at any time
+            unchecked.check_all(pause)
             self._unchecked = None
 
     @property
@@ -447,9 +466,8 @@ class VectorTable:
 
     def gather(self, positions: IntArray | slice) -> FloatArray:
         """The vectors at ``positions`` (m,), as float32 (m, dim), C-contiguous; a slice may give a view."""
-        if self._unchecked is not None:
-            rows = np.arange(self.n)[positions] if isinstance(positions, slice) else positions
-            self._unchecked.check(rows)
+        if (unchecked := self._unchecked) is not None:
+            unchecked.check(np.arange(self.n)[positions] if isinstance(positions, slice) else positions)
         return self.vectors[positions]
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -464,22 +482,22 @@ class VectorTable:
 
     def scan(self, queries: FloatArray, k: int, row_filter: RowFilter | None = None) -> tuple[FloatArray, IntArray]:
         """Exact search over all allowed rows; shapes as in :func:`~.exact_scan.exact_scan`."""
-        if self._unchecked is not None:
-            self.check() if row_filter is None else self._unchecked.check(row_filter.positions)
+        if (unchecked := self._unchecked) is not None:
+            self.check() if row_filter is None else unchecked.check(row_filter.positions)
         if row_filter is None:
             return scan_many(queries, self.vectors, k, self.metric)
         return exact_scan(queries, self.vectors, k, self.metric, row_filter)
 
     def rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
         """The k nearest of each query's candidates (nq, r); a row of candidates ends at its first -1."""
-        if self._unchecked is not None:
-            self._unchecked.check(candidates)
+        if (unchecked := self._unchecked) is not None:
+            unchecked.check(candidates)
         return rerank_rows(queries, self.vectors, candidates, k, self.metric)
 
     def distances(self, queries: FloatArray, rows: IntArray) -> FloatArray:
         """The distances of each query's own ``rows`` int64 (nq, r), in their order: float32 (nq, r), +inf for -1."""
-        if self._unchecked is not None:
-            self._unchecked.check(rows)
+        if (unchecked := self._unchecked) is not None:
+            unchecked.check(rows)
         return distances_by_row(queries, self.vectors, rows, self.metric)
 
 

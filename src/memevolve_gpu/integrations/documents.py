@@ -30,12 +30,15 @@ _T = TypeVar("_T")
 
 
 class LazyStore:
-    """A store that is opened on first use, once for all threads. A copy or a pickle of it is not open."""
+    """A store that is opened on first use, once for all threads. A copy or a pickle of it is not open.
+
+    A relative path counts from the folder in which the process is when it is named.
+    """
 
     def __init__(
         self, index_file: str | os.PathLike[str], dim: int, metric: str, config: Mapping[str, object] | None
     ) -> None:
-        self._place, self._config = (index_file, dim, metric), dict(config or {})
+        self._place, self._config = (_from_root(index_file), dim, metric), dict(config or {})
         self._opened: VectorStore | None = None
         self.lock = lock()
 
@@ -50,9 +53,10 @@ class LazyStore:
 
     def switch(self, index_file: str | os.PathLike[str], dim: int, metric: str) -> None:
         """Open another store, then close this one; an error leaves this one in use."""
-        opened = self._open(index_file, dim, metric)
+        place = (_from_root(index_file), dim, metric)
+        opened = self._open(*place)
         with self.lock:
-            former, self._opened, self._place = self._opened, opened, (index_file, dim, metric)
+            former, self._opened, self._place = self._opened, opened, place
         if former is not None:
             former.close()
 
@@ -65,6 +69,12 @@ class LazyStore:
 
     def _open(self, index_file: str | os.PathLike[str], dim: int, metric: str) -> VectorStore:
         return VectorStore(index_file, None, dim, storage_config={**self._config, "metric": metric})
+
+
+def _from_root(path: str | os.PathLike[str]) -> str:
+    """The path from the root on; an end that names a folder stays, for the store to refuse."""
+    name = os.fspath(path)
+    return name if os.path.isabs(name) else os.path.join(os.getcwd(), name)  # noqa: PTH109, PTH117, PTH118
 
 
 def in_a_thread(method: Callable[_P, _T]) -> Callable[_P, Coroutine[Any, Any, _T]]:

@@ -158,7 +158,7 @@ class MemEvolveVectorStore(VectorStoreBase):
         storage_config: Mapping[str, object] | None = None,
     ) -> None:
         """Open or create the collection. mem0 calls this with what :class:`MemEvolveConfig` holds."""
-        self.folder = Path(path_text("folder", folder))
+        self.folder = Path(path_text("folder", folder)).absolute()
         config = dict(mapping("storage_config", {} if storage_config is None else storage_config, ConfigurationError))
         self.storage_config, self._files = config, LazyStore(self.folder, embedding_model_dims, metric, config)
         self.create_col(collection_name, embedding_model_dims, metric)

@@ -20,6 +20,7 @@ Where to read:
 - view.py, delta_buffer.py, view_builder.py: what a search sees, and how the log is applied to it.
 - live_index.py: the published view, catch-up, search. filter_cache.py: filters as masks.
 - field_columns.py: the fields that filters use. field_values.py: the values of one. column_file.py: the file of them.
+  foresight.py: which ones are read before a filter names them.
 - scheduler.py: the rules, and what to do next. maintenance.py: one round. rebuild.py: one rebuild.
 - worker.py: the background thread.
 - snapshots.py, snapshot_writer.py: the file that an opening reads, and when it is written.

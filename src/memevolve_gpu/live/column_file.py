@@ -12,16 +12,24 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import pathlib
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from ..errors import CorruptStoreError
+from ..records.records import Records
+from ..records.schema import FIELDS_KEY
 from ..types import IntArray, Json, JsonObject
+from ..utils.forking import lazy
 from .field_values import Array, FieldValues
+
+Path = tuple[str, ...]
+"""The names that lead to a field."""
 
 _MAGIC = b"MEVCOLS1"
 _END = struct.Struct("<QII")
@@ -44,15 +52,13 @@ class _Section(NamedTuple):
     at: int
 
 
-def write_columns(
-    file: BinaryIO, token: str, seq: int, slots: IntArray, columns: Mapping[tuple[str, ...], SavedColumn]
-) -> None:
+def write_columns(file: BinaryIO, token: str, seq: int, slots: IntArray, columns: Mapping[Path, SavedColumn]) -> None:
     """Write the columns of the rows with these slots, int64 (n,) ascending, as of a log entry."""
     file.write(_MAGIC)
     document: JsonObject = {"token": token, "seq": seq, "slots": _written(file, {"slots": slots}), "columns": []}
     for path, (read, fresh) in columns.items():
         about = {"path": path, "n": read.n, "big": read.big, "composed": read.is_composed, "fresh": list(fresh.items())}
-        document["columns"].append({**about, **_written(file, read.arrays)})
+        document["columns"].append({**about, **_written(file, dict(read.arrays))})
     raw = json.dumps(document, separators=(",", ":")).encode()
     at = file.tell()
     file.write(raw + _END.pack(at, len(raw), zlib.crc32(raw)))
@@ -81,11 +87,11 @@ class ColumnFile:
         self.slots: IntArray = self._arrays(document["slots"])["slots"]
 
     @property
-    def paths(self) -> Iterable[tuple[str, ...]]:
+    def paths(self) -> Iterable[Path]:
         """The fields that it has, except those that turned out to be damaged."""
         return self._columns.keys()
 
-    def take(self, path: tuple[str, ...]) -> SavedColumn | None:
+    def take(self, path: Path) -> SavedColumn | None:
         """A column; None where there is none, or it is damaged."""
         about = self._columns.get(path)
         if about is None:
@@ -113,7 +119,7 @@ class ColumnFile:
         return found
 
 
-def open_columns(path: Path, token: str) -> ColumnFile | None:
+def open_columns(path: pathlib.Path, token: str) -> ColumnFile | None:
     """The file with this token; None where there is none, or it is torn or damaged."""
     try:
         with path.open("rb") as file:
@@ -129,3 +135,80 @@ def open_columns(path: Path, token: str) -> ColumnFile | None:
         return ColumnFile(region, document) if document["token"] == token else None
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+class KeptFields:
+    """What the records keep of fields: which ones filters named, the latest last, and the token of the file of columns.
+
+    It is only a hint: what is damaged counts as absent.
+    """
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget which fields filters named; what the records keep of that is read again."""
+        self.named: dict[Path, None] = {}
+        """The fields that filters named since they were last kept."""
+        self.__dict__.pop("_kept", None)
+
+    @lazy
+    def _kept(self) -> tuple[dict[Path, bool], str]:
+        """Read at the first use: a forked child makes new columns for stores that are closed, too."""
+        try:
+            return _read_kept(self._records.get_meta(FIELDS_KEY))
+        except CorruptStoreError:
+            return {}, ""
+
+    @property
+    def saved(self) -> dict[Path, bool]:
+        """The fields that filters named here or in a process before, as last kept; True: they hold moments."""
+        return self._kept[0]
+
+    def name(self, path: Path) -> None:
+        """Note that a filter names a field."""
+        self.named.pop(path, None)
+        self.named[path] = None
+
+    def latest(self, most: int, moments: set[Path]) -> dict[Path, bool]:
+        """The fields to keep, at most so many; ``moments``: those that hold moments now."""
+        paths = [*(path for path in self.saved if path not in self.named), *self.named][-most:]
+        return {path: path in moments or self.saved.get(path, False) for path in paths}
+
+    def open_file(self) -> ColumnFile | None:
+        """The file of columns of these records, if there is one."""
+        token = self._kept[1]
+        return open_columns(self._records.columns_path, token) if token else None
+
+    def keep(
+        self,
+        timeout: float,
+        named: dict[Path, None],
+        latest: dict[Path, bool],
+        file: tuple[str, int, pathlib.Path] | None = None,
+    ) -> bool:
+        """Keep the names and, if given, a file: its token, its log entry, its draft. False where units were erased or
+        the log was purged since ``named`` was read.
+        """
+        with self._records.write(timeout) as tx:
+            raw = tx.get_meta(FIELDS_KEY)
+            if named is not self.named or (self.saved and raw is None):  # erased meanwhile
+                self.forget()
+                return False
+            if file is not None and tx.head.horizon > file[1]:
+                return False
+            token = _read_kept(raw)[1] if file is None else file[0]
+            tx.set_meta(FIELDS_KEY, json.dumps({"fields": list(latest.items()), "columns": token}).encode())
+            if file is not None:
+                file[2].replace(self._records.columns_path)
+        self._kept = latest, token
+        return True
+
+
+def _read_kept(raw: bytes | None) -> tuple[dict[Path, bool], str]:
+    """The names of fields and the token in a value of the records; nothing where it is damaged."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        held = json.loads(raw or b"{}")
+        return {tuple(str(part) for part in path): bool(moments) for path, moments in held["fields"]}, held["columns"]
+    return {}, ""

@@ -176,11 +176,11 @@ class FieldValues:
             self._mark_contains(one, found)
         elif one.op in RANGES and not isinstance(one.values[0], (str, Instant)):
             compare, bound = RANGES[one.op], one.values[0]
-            found[self.at["number"][self._in_range(compare, bound)]] = True
+            self._mark(found, "number", self._in_range(compare, bound))
             test = element_test(one, False)
             found[[row for row, value in self.big if test(value)]] = True
         else:
-            found[self.at["text"][self._texts_that(one)[self.codes]]] = True
+            self._mark(found, "text", self._texts_that(one)[self.codes])
         return found
 
     def order_keys(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
@@ -227,6 +227,14 @@ class FieldValues:
             found.update({(kind, name): count for name, count in zip(names, many.tolist(), strict=True)})
         return {key: count for key, count in found.items() if count}
 
+    def _mark(self, found: BoolArray, kind: str, inside: BoolArray) -> None:
+        """Set the rows of those values of a kind that are ``inside``."""
+        rows = self.at[kind]
+        if len(rows) == self.n and not len(self.sizes[0]):  # one value in every row
+            found |= inside
+        else:
+            found[rows[inside]] = True
+
     def _in_range(self, compare: Callable[[Json, Json], Json], bound: float) -> BoolArray:
         if isinstance(bound, int) and abs(bound) > _EXACT:  # as a double it might be another number
             bound = np.inf if bound > 0 else -np.inf
@@ -242,12 +250,12 @@ class FieldValues:
         small = [value for value in kinds.get("number", ()) if abs(value) < _EXACT]
         if small:
             equal = self.numbers == small[0] if len(small) == 1 else np.isin(self.numbers, np.array(small, dtype=float))
-            found[self.at["number"][equal]] = True
+            self._mark(found, "number", equal)
         if len(small) < len(kinds.get("number", ())):
             test = element_test(one, False)
             found[[row for row, value in self.big if test(value)]] = True
         if "text" in kinds or "instant" in kinds:
-            found[self.at["text"][self._texts_that(one)[self.codes]]] = True
+            self._mark(found, "text", self._texts_that(one)[self.codes])
 
     def _mark_contains(self, one: Condition, found: BoolArray) -> None:
         self._mark_equal(Condition(one.path, "in", one.values, one.nfc), found)

@@ -23,6 +23,7 @@ from ..types import IntArray
 from ..utils.forking import lock
 from ..utils.lru import LruCache
 from .field_columns import FieldColumns, Log
+from .foresight import Foresight
 from .view import FEW_ROWS, View, ViewFilter, contains, row_filter_of
 
 KEPT_FILTERS = 32
@@ -79,8 +80,17 @@ class _Entry:
     gone: IntArray | None = None
     row_filter: RowFilter | None = None
     """``rows`` without the first ``dead`` rows that died, and without the slots ``gone``."""
+    answer: tuple[weakref.ref[View], IntArray | None, ViewFilter] | None = None
+    """The last answer: for which view, without which slots ``gone``."""
     lock: threading.RLock = field(default_factory=lock)
     busy: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        rows, answer = self.rows, self.answer
+        delta = None if answer is None else answer[2].delta
+        held = self.slots.nbytes + (0 if rows is None else 2 * rows.nbytes)
+        return held + (0 if delta is None else delta.nbytes)
 
 
 class FilterCache:
@@ -89,6 +99,7 @@ class FilterCache:
     def __init__(self, records: Records) -> None:
         self._matching = records.matching
         self.columns = FieldColumns(records)
+        self.foresight = Foresight(self.columns, records)
         self._entries: LruCache[Hashable, _Entry] = LruCache(KEPT_FILTERS)
         self._in_namespaces: LruCache[Hashable, _Entry] = LruCache(KEPT_IN_NAMESPACES)
         self._lock = lock()
@@ -98,9 +109,7 @@ class FilterCache:
         with self._lock:
             entries = [*self._entries.values(), *self._in_namespaces.values()]
         held = self.columns.nbytes
-        return held + sum(
-            entry.slots.nbytes + (0 if entry.rows is None else 2 * entry.rows.nbytes) for entry in entries
-        )
+        return held + sum(entry.nbytes for entry in entries)
 
     def mask(
         self,
@@ -115,12 +124,20 @@ class FilterCache:
         keys: limits them to these namespaces. gone: slots, ascending, that have expired.
         """
         small = keys is not None and view.count_of(keys) <= FEW_ROWS
-        with self._used((filters.key, keys), self._in_namespaces if small else self._entries) as entry:
+        key, cache = (filters.key, keys), self._in_namespaces if small else self._entries
+        with self._lock:
+            held = cache.get(key)
+        answer = None if held is None else held.answer
+        if answer is not None and answer[0]() is view and answer[1] is gone:
+            return answer[2], True
+        with self._used(key, cache) as entry:
             known = entry.seq == view.watermark
             self._refresh(entry, filters, view, touched, keys)
             index = _row_filter(entry, view, gone, lambda: view.index.position_of(entry.slots))
             delta = _delta_filter(view, view.delta_positions_of(entry.slots), gone) if view.delta_n else None
-            return ViewFilter(index, delta), known
+            found = ViewFilter(index, delta)
+            entry.answer = (weakref.ref(view), gone, found) if known else None
+            return found, known
 
     def namespaces(self, view: View, keys: tuple[int, ...] | None, gone: IntArray | None) -> ViewFilter:
         """The rows of these namespaces, None for all; gone: as for :meth:`mask`."""

@@ -27,9 +27,10 @@ from ..utils.forking import lock, renew_in_child
 from ..utils.report_types import LatencyReport, NlistChangeReport
 from ..utils.vectors import DeviceQueries
 from .device_manager import DeviceManager
-from .field_columns import FORESEEN_GROWTH, FieldColumns, Log
+from .field_columns import FieldColumns, Log
 from .field_values import FieldValues
 from .filter_cache import FilterCache, Touched
+from .foresight import FORESEEN_GROWTH
 from .index_stats import IndexStats
 from .namespaces import EVERYTHING, Expiring, Scope
 from .query_sample import QuerySample
@@ -317,7 +318,7 @@ class LiveIndex:
 
     def needs_foresight(self, growth: float = FORESEEN_GROWTH) -> bool:
         """Whether fields should be read before filters name them; growth: of the store since they were."""
-        return self.columns.needs_foresight(self._view.count, growth)
+        return self._masks.foresight.is_due(self._view.count, growth)
 
     def foresee(self, recalled: Mapping[tuple[str, ...], bool], stop: Callable[[], bool] = lambda: False) -> None:
         """Read recalled fields and the usual ones of the units into memory, where filters are in use or may be soon.
@@ -326,7 +327,7 @@ class LiveIndex:
         """
         if recalled or self.needs_foresight():
             pause = SearchYield(lambda: self.last_search)
-            self.columns.foresee(lambda: self._log(self.catch_up()), recalled, pause, stop)
+            self._masks.foresight.read(lambda: self._log(self.catch_up()), recalled, pause, stop)
             trim_heap()
 
     def has_expired(self) -> bool:

@@ -441,8 +441,9 @@ class Maintenance:
         stats = calibrated(view.index, unknown, live.query_sample, live.settings.seed, pause)
         stats = evaluated(view.index, stats, live.settings, pause)
         live.describe(view.index, stats)
-        if not self._saver.unsaved:
-            keep_stats(live.records, live.generation, stats, live.events)
+        info = self._saver.info()
+        if info is not None and info.generation == live.generation and not self._saver.unsaved:
+            keep_stats(live.records, info, stats, live.events)
         queries = stats.calibration.queries if stats.calibration is not None else 0
         live.events.record("calibrated", f"on {queries} real queries", seconds=time.perf_counter() - started)
         if stats.meets(live.settings.target_recall):

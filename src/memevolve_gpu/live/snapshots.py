@@ -56,14 +56,16 @@ def load_snapshot(path: Path, records: Records, events: EventLog) -> tuple[View,
     return view_of(index, info.watermark, stats, info.dead, groups), info
 
 
-def keep_stats(records: Records, generation: int, stats: IndexStats, events: EventLog) -> None:
-    """Keep new statistics of the index in the snapshot of this generation, without writing that again; a failure is an
-    event."""
+def keep_stats(records: Records, info: SnapshotInfo, stats: IndexStats, events: EventLog) -> None:
+    """Keep new statistics of the index in this snapshot, without writing that again; a failure is an event.
+
+    Generations begin again where a snapshot was removed, so the time says which one it is.
+    """
     if records.read_only:
         return
     try:
         with records.write() as tx:
-            tx.set_meta(STATS_KEY, json.dumps({"generation": generation, "stats": stats.to_dict()}).encode())
+            tx.set_meta(STATS_KEY, json.dumps({"created_at": info.created_at, "stats": stats.to_dict()}).encode())
     except StorageError as error:
         events.record("statistics-unsaved", f"{error}; the next opening calibrates again", level=logging.WARNING)
 
@@ -72,7 +74,7 @@ def _stats_of(info: SnapshotInfo, records: Records) -> JsonObject:
     """The statistics in the snapshot, or newer ones that are kept for it."""
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         held = json.loads(records.get_meta(STATS_KEY) or b"{}")
-        if held["generation"] == info.generation:
+        if held["created_at"] == info.created_at:
             return dict(held["stats"])
     return info.extra
 

@@ -52,8 +52,9 @@ class LockFile:
         if not self._wait(deadline):
             return False
         number, mine = self.fileno(), b"%-19d\n" % os.getpid()
-        if os.pread(number, 20, 0) != mine:  # a write would change the time stamp of the file, which costs more
-            os.pwrite(number, mine, 0)
+        with suppress(OSError):  # a full disk has no room for the name, but the lock is taken
+            if os.pread(number, 20, 0) != mine:  # a write would change the time stamp of the file, which costs more
+                os.pwrite(number, mine, 0)
         return True
 
     def give(self) -> None:

@@ -7,6 +7,7 @@ and objects and functions register here; the package calls ``os.register_at_fork
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 - its handler takes a lock that an import may need, so it runs after ours
 import ctypes
 import gc
 import logging
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -69,9 +70,13 @@ class Forkable(Protocol):
 
 PATIENCE = 2.0
 """Seconds that a fork waits for calls of other threads."""
+_IMPORTING = 30
+"""How many times as long it waits for imports that go on."""
 
 _register = os.register_at_fork
 _registered: list[dict[str, Callable[[], object]]] = []
+_begun: list[int] = []
+"""The threads that are in the midst of a fork."""
 _forking = threading.RLock()
 _locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
 _awaited: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
@@ -125,15 +130,21 @@ def never_free(one: object) -> None:
 
 
 def _before() -> None:
-    _forking.acquire()
+    _begun.append(threading.get_ident())
     os.register_at_fork = _register_later  # type: ignore[assignment]
-    _collects.append(gc.isenabled())
-    gc.disable()  # until all is renewed: in the child, garbage of the parent may wait for threads that it lacks
     with ExitStack() as every:  # last in, first out; one that fails keeps none of the others from its turn
-        every.callback(_wait_for_imports)
-        every.callback(_take_awaited)
-        for one in list(_to_close):
-            every.callback(_close, one)
+        every.callback(_take_logging)
+        every.callback(_take, _awaited)
+        every.callback(_close_all)
+        every.callback(_stop_collecting)
+        every.callback(_forking.acquire)
+        every.callback(_wait_for_imports)  # while nothing is held that they may need, such as a store
+
+
+def _stop_collecting() -> None:
+    """Until all is renewed: in the child, garbage of the parent may wait for threads that it lacks."""
+    _collects.append(gc.isenabled())
+    gc.disable()
 
 
 def _register_later(**handlers: Callable[[], object]) -> None:
@@ -146,17 +157,32 @@ def _register_later(**handlers: Callable[[], object]) -> None:
 
 
 def _register_now() -> None:
+    with suppress(ValueError):  # none is left in a child
+        _begun.remove(threading.get_ident())
+    if _begun:
+        return
     os.register_at_fork = _register
     while _registered:
         _register(**_registered.pop(0))
 
 
-def _take_awaited() -> None:
+def _take(locks: Iterable[threading.RLock]) -> None:
     deadline = time.monotonic() + PATIENCE
-    for one in [*_awaited, *_logging()]:
+    for one in list(locks):
         _taken.append(one)
         if not one.acquire(timeout=max(0.0, deadline - time.monotonic())):
             _taken.remove(one)
+
+
+def _take_logging() -> None:
+    """Take the locks of logging while no other thread imports: most modules ask for a logger when they are imported."""
+    held, deadline = len(_taken), time.monotonic() + PATIENCE
+    while True:
+        _wait_for_imports()
+        _take(_logging())
+        if time.monotonic() > deadline or not _others_import():
+            return
+        _give_back(held)
 
 
 def _logging() -> list[threading.RLock]:
@@ -171,21 +197,24 @@ def _logging() -> list[threading.RLock]:
 
 
 def _wait_for_imports() -> None:
-    """Wait for other threads that import modules, until none has come for a while.
+    """Wait for other threads that import modules, until none has come for a while, or for long.
 
-    A child would wait for ever for the lock of a module that was half imported when it was forked.
+    A child would wait for ever for the lock of a module that was half imported when it was forked. To free the lock and
+    import the module again there is no way out: numpy and torch then fail, or end the process.
     """
-    count, deadline = -1, 0.0
-    while any(_imports(frame) for thread, frame in _frames() if thread != threading.get_ident()):
+    count, deadline, end = -1, 0.0, time.monotonic() + _IMPORTING * PATIENCE
+    while _others_import():
         if len(sys.modules) != count:
             count, deadline = len(sys.modules), time.monotonic() + PATIENCE
-        elif time.monotonic() > deadline:
+        if time.monotonic() > min(deadline, end):
             return
         time.sleep(0.001)
 
 
-def _frames() -> list[tuple[int, FrameType]]:
-    return list(sys._current_frames().items())  # noqa: SLF001 - a documented function of CPython and PyPy
+def _others_import() -> bool:
+    frames = sys._current_frames()  # noqa: SLF001 - a documented function of CPython and PyPy
+    del frames[threading.get_ident()]  # it would hold itself, and with it all others
+    return any(map(_imports, frames.values()))
 
 
 def _imports(frame: FrameType | None) -> bool:
@@ -196,14 +225,20 @@ def _imports(frame: FrameType | None) -> bool:
     return False
 
 
+def _close_all() -> None:
+    with ExitStack() as every:
+        for one in list(_to_close):
+            every.callback(_close, one)
+
+
 def _close(one: Forkable) -> None:
     _in_use.append(one)  # until it is closed: a signal handler may raise here
     if one.before_fork():
         _closed.append(_in_use.pop())
 
 
-def _give_back() -> None:
-    while _taken:
+def _give_back(held: int = 0) -> None:
+    while len(_taken) > held:
         with suppress(RuntimeError):  # logging has freed its own in a child
             _taken.pop().release()
 
@@ -250,6 +285,7 @@ def _in_child() -> None:
         for one in _in_use:
             every.callback(one.disable_in_child)
         every.callback(_free_locks)
+        every.callback(_begun.clear)
 
 
 os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

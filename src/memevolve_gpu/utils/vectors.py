@@ -210,6 +210,8 @@ def check_vectors(array: object, dim: int, metric: Metric, *, name: str = "embed
     Raises DimensionMismatchError for another length and InvalidVectorError for a wrong type or shape, NaN, infinity,
     values beyond float32, or a zero vector under cosine.
     """
+    if type(array) is np.ndarray and array.ndim == 2 and len(array) == 1 and usual_vector(array[0], dim) is not None:
+        return array
     raw = _rows_to_host(array, dim, name)
     if raw.shape[0] == 0:
         return np.empty((0, dim), dtype=np.float32)

@@ -275,7 +275,7 @@ class HistoryMixin(Unsupported):
         with self._write("forget_subject") as tx:
             erased = erase(tx, spaces, parsed, [*map(history_key, spaces), QUERY_KEY, FIELDS_KEY])
             session.live.query_sample.forget()  # here: the background saves them in a transaction
-            session.live.columns.forget_named()
+            session.live.columns.kept.forget()
         session.live.reload("units were erased")
         files = session.maintenance.alone(lambda: finish_erasure(session.records, seconds))
         if had_snapshot:

@@ -324,7 +324,7 @@ def _assemble(
 
 def _declare_fields(session: StoreSession) -> None:
     """Have the indexes that the settings name, and let the background read these fields and those of past filters."""
-    declared, session.recalled = session.config.indexed_fields, session.live.columns.saved
+    declared, session.recalled = session.config.indexed_fields, session.live.columns.kept.saved
     if session.recalled:
         session.wake()
     if declared is None:  # changes nothing
