@@ -33,7 +33,7 @@ def put(target: Records | Transaction, unit_id: str, text: str | None = None, **
         with target.write() as tx:
             return put(tx, unit_id, text, **fields)
     made = unit(unit_id, **fields)
-    return target.put(made, made["content"] if text is None else text, vector(), unit_id)
+    return target.put(made if text is None else {**made, "content": text}, vector(), unit_id)
 
 
 def facts(records: Records) -> dict[str, dict[str, Any]]:

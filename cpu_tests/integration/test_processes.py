@@ -143,7 +143,7 @@ def hold_write_lock(store: VectorStore, line_is_open: str) -> None:
     """Never returns: killed inside of a transaction that has changed something."""
     with store._open.records.write() as tx:
         tx.drop("id1")
-        tx.put(unit(999), "text", embed("text").tobytes(), "id999")
+        tx.put(unit(999), embed("text").tobytes(), "id999")
         Path(line_is_open).touch()
         time.sleep(PATIENCE)
 

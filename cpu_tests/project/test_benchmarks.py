@@ -34,6 +34,7 @@ STARTED = (
     "promise",
     "record_sizes",
     "server_load",
+    "single_writes",
 )
 """Those that only say their arguments: they need data, a server or minutes."""
 ELSEWHERE = ("harness", "results_page", "size", "soak_plot", "verdicts")

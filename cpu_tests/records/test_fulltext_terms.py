@@ -166,7 +166,7 @@ def test_rows_that_are_gone_take_no_place_of_those_that_are_found(tmp_path: Path
         with opened.write() as tx:
             for number in range(400):
                 until = opened.clock() - 1 if gone == "expired" and number < 100 else None
-                tx.put({"content": "word", "id": f"u{number}"}, "word", VECTOR, f"u{number}", expires_at=until)
+                tx.put({"content": "word", "id": f"u{number}"}, VECTOR, f"u{number}", expires_at=until)
         if gone == "deleted":
             with opened.write() as tx:
                 tx.drop_many([f"u{number}" for number in range(100)])

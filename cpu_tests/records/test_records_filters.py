@@ -150,7 +150,7 @@ def refill(store: Records, units: Sequence[dict[str, Any]], folded: int) -> None
         for number, one in enumerate(units):
             if number == folded:
                 tx.merge_pending()
-            tx.put(one, "", vector(), one["id"])
+            tx.put(one, vector(), one["id"])
         if folded >= len(units):
             tx.merge_pending()
 
@@ -304,7 +304,7 @@ def test_dropped_replaced_and_edited_rows_leave_the_terms_index(store: Records) 
     refill(store, [{"id": f"u{n}", "type": "old", "tags": ["t"]} for n in range(6)], 6)
     with store.write() as tx:
         tx.drop("u0")
-        tx.put({"id": "u1", "type": "new"}, "", vector(), "u1")
+        tx.put({"id": "u1", "type": "new"}, vector(), "u1")
         tx.edit("u2", {"id": "u2", "type": "new", "tags": ["t", "t"]})
 
     def ids(filters: dict[str, Any]) -> list[str]:

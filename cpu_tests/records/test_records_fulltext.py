@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records_kit import DIM, put
+from records_kit import DIM, foreign_connection, put
 
+from memevolve_gpu.errors import CorruptStoreError
 from memevolve_gpu.records import Records
 from memevolve_gpu.records.fulltext_buffer import FOLD_AT
 
@@ -146,3 +148,15 @@ def test_the_notes_are_folded_when_they_are_many(records: Records) -> None:
         tx.drop("last")
     assert backlog() == 0
     assert records.check() == []
+
+
+def test_a_damaged_unit_hinders_no_merge(records: Records) -> None:
+    for number in range(3):
+        put(records, f"u{number}", f"word{number}")
+    with closing(foreign_connection(records.path)) as con:
+        con.execute("UPDATE units SET unit = '{broken' WHERE id = 'u1'")
+    with pytest.raises(CorruptStoreError, match="'u1'"):
+        found(records, "word0")
+    records.checkpoint()
+    assert [found(records, f"word{number}") for number in range(3)] == [["u0"], [], ["u2"]]
+    assert {finding.code for finding in records.check()} == {"unreadable_units", "wrong_checksums"}

@@ -42,7 +42,7 @@ def store(prefix: Path, fault: Fault, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 def grouped(records: Records, unit_id: str, failing: BaseException | None = None) -> None:
     with records.write(grouped=True) as tx:
-        tx.put(unit(unit_id), unit_id, vector(), unit_id)
+        tx.put(unit(unit_id, content=unit_id), vector(), unit_id)
         if failing is not None:
             raise failing
 
@@ -191,7 +191,7 @@ def write(name):
     for number in range(10**6):
         uid = f"{name}-{number}"
         with r.write(grouped=True) as tx:
-            tx.put({"id": uid}, uid, bytes(4 * r.dim), uid)
+            tx.put({"id": uid}, bytes(4 * r.dim), uid)
         with saying:
             print(uid, flush=True)
 for name in "abcd":

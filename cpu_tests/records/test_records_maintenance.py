@@ -118,13 +118,12 @@ BREAKAGES: dict[str, tuple[str, bool]] = {
         True,
     ),
     "UPDATE counters SET horizon = 5": ("log", True),
-    "DELETE FROM log WHERE seq = 4": ("log", True),
-    "UPDATE log SET slot = 2 WHERE seq = 5": ("log", True),
-    "DELETE FROM log": ("log", True),
-    f"UPDATE log SET op = {Op.EDIT} WHERE op = {Op.DROP}": ("log", True),
+    "DELETE FROM changes WHERE seq = 4": ("log", True),
+    "UPDATE changes SET slot = 2 WHERE seq = 5": ("log", True),
+    "DELETE FROM changes": ("log", True),
+    f"UPDATE changes SET op = {Op.EDIT} WHERE op = {Op.DROP}": ("log", True),
     "DELETE FROM words WHERE rowid = 4": ("words", True),
     "INSERT INTO words (rowid, text) VALUES (999, 'ghost')": ("words", True),
-    "DELETE FROM pending": ("words", True),
     "DELETE FROM stale": ("words", True),
     "UPDATE counters SET folded = 0": ("words", True),
     "DELETE FROM terms WHERE slot = 4": ("terms", True),
@@ -156,15 +155,16 @@ def test_check_finds_and_fixes(stocked: Records, breakage: str) -> None:
 def test_repair_keeps_every_unit_and_finds_it_again(stocked: Records) -> None:
     units = facts(stocked)
     con = foreign_connection(stocked.path)
-    con.execute("DROP TABLE words; DELETE FROM terms; DELETE FROM log; UPDATE counters SET count = 0, last_slot = 1")
+    con.execute(
+        "DROP TABLE words; DELETE FROM terms; DELETE FROM changes; UPDATE counters SET count = 0, last_slot = 1"
+    )
     con.close()
     codes = [finding.code for finding in stocked.check()]
     assert {"counters", "log", "words", "terms"} <= set(codes)
-    texts = dict.fromkeys(units, "word found again")
-    findings = stocked.check(fix=True, text_of=lambda one: texts[one["id"]])
+    findings = stocked.check(fix=True)
     assert all(finding.fixed for finding in findings)
     assert facts(stocked) == units
-    assert {found for _, found in stocked.keyword("again", 99)} == set(units)
+    assert {found for _, found in stocked.keyword("lesson", 99)} == set(units)
     assert stocked.matching({"tags": "edited"}).tolist() == [3]
     assert stocked.check() == []
 
@@ -196,7 +196,7 @@ def damage(path: Path, con: apsw.Connection, table: str) -> None:
         ("units", lambda records: records.get("u1")),
         ("units", lambda records: list(records.ids())),
         ("vectors", lambda records: records.scan(0, 99, 99)),
-        ("log", lambda records: records.read_after(0, 99)),
+        ("changes", lambda records: records.read_after(0, 99)),
         ("counters", lambda records: records.head()),
         ("counters", lambda records: put(records, "x")),
     ],

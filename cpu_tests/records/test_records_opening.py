@@ -231,7 +231,7 @@ def test_many_may_create_the_same_store_at_once(prefix: Path, attempt: int) -> N
         "while time.time() < moment: pass\n"
         f"r = Records.open({str(prefix)!r}, dim={DIM})\n"
         "with r.write() as tx:\n"
-        "    uid = tx.next_auto_id(); tx.put({'id': uid}, 'x', bytes(16), uid)\n"
+        "    uid = tx.next_auto_id(); tx.put({'id': uid}, bytes(16), uid)\n"
         "print(r.store_id); r.close()\n"
     )
     workers = [

@@ -21,7 +21,7 @@ def filled(prefix: Path, dim: int, names: range) -> Records:
     records = Records.open(prefix, dim=dim)
     for n in names:
         with records.write() as tx:
-            tx.put(unit(f"u{n}"), f"text {n}", np.full(dim, n, "<f4").tobytes(), f"u{n}")
+            tx.put(unit(f"u{n}", content=f"text {n}"), np.full(dim, n, "<f4").tobytes(), f"u{n}")
     return records
 
 

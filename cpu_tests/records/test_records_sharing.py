@@ -154,7 +154,7 @@ def test_two_stores_on_one_file_see_each_other(records: Records, prefix: Path) -
         with other.write() as tx:
             tx.merge_pending()
             tx.drop("a")
-        assert facts(records) == {"b": unit("b")}
+        assert facts(records) == {"b": unit("b", content="beta")}
         assert records.keyword("alpha", 5) == []
         assert [found for _, found in records.keyword("beta", 5)] == ["b"]
         assert records.check() == other.check() == []
@@ -170,7 +170,7 @@ sys.stdin.readline()
 for number in range(rounds):
     with r.write() as tx:
         uid = tx.next_auto_id()
-        tx.put({"id": uid, "by": name, "n": number}, name, bytes(4 * r.dim), uid)
+        tx.put({"id": uid, "by": name, "n": number}, bytes(4 * r.dim), uid)
 r.close()
 """
 
@@ -232,7 +232,7 @@ import sys
 from memevolve_gpu.records import Records
 r = Records.open(sys.argv[1])
 with r.write() as tx:
-    tx.put({"id": "held"}, "x", bytes(4 * r.dim), "held")
+    tx.put({"id": "held"}, bytes(4 * r.dim), "held")
     print("ready", flush=True)
     sys.stdin.readline()
 """
@@ -338,7 +338,7 @@ def test_a_forked_child_works_on_its_own_connections(records: Records) -> None:
     records.head()
 
     def child() -> None:
-        assert records.get("before") == unit("before")
+        assert records.get("before") == unit("before", content="early")
         for number in range(FOLD_AT + 5):
             put(records, f"child{number}")
         assert [found for _, found in records.keyword("early", 5)] == ["before"]
@@ -479,7 +479,7 @@ def test_a_store_that_nobody_holds_is_forgotten(prefix: Path) -> None:
 
 def test_vectors_survive_byte_for_byte(records: Records) -> None:
     with records.write() as tx:
-        tx.put(unit("a"), "", b"\x00\xff" * 8, "a")
+        tx.put(unit("a"), b"\x00\xff" * 8, "a")
     assert records.vectors_of(["a"]) == {"a": b"\x00\xff" * 8}
     assert records.scan(0, 9, 9)[0].vector == b"\x00\xff" * 8
     assert vector() != b"\x00\xff" * 8

@@ -145,9 +145,9 @@ def wrong_slot_is_applied() -> Iterator[None]:
 def vector_of_the_old_text_is_kept() -> Iterator[None]:
     put = Transaction.put
 
-    def lazy(self: Transaction, unit: Any, text: str, vector: bytes, unit_id: str) -> int:
+    def lazy(self: Transaction, unit: Any, vector: bytes, unit_id: str) -> int:
         old = self._raw("SELECT v.vector FROM units u JOIN vectors v ON v.slot = u.slot WHERE u.id = ?", (unit_id,))
-        return put(self, unit, text, old[0][0] if old else vector, unit_id)
+        return put(self, unit, old[0][0] if old else vector, unit_id)
 
     with patch.object(Transaction, "put", lazy):
         yield

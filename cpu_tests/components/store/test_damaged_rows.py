@@ -118,14 +118,14 @@ DAMAGE = {
     "vector gone": "DELETE FROM vectors WHERE slot IN (4, 14)",
     "vectors gone": "DELETE FROM vectors",
     "units gone": "DELETE FROM units",
-    "log slot": "UPDATE log SET slot = -7 WHERE seq = 4",
-    "log slot text": "UPDATE log SET slot = 'x' WHERE seq IN (4, 14)",
-    "log op": "UPDATE log SET op = 99 WHERE seq IN (4, 14)",
-    "log op text": f"UPDATE log SET op = {BAD_TEXT} WHERE seq IN (4, 14)",
-    "log op null": "UPDATE log SET op = NULL WHERE seq IN (4, 14)",
-    "log hole": "DELETE FROM log WHERE seq IN (4, 14)",
-    "log end": "DELETE FROM log WHERE seq > 13",
-    "log gone": "DELETE FROM log",
+    "log slot": "UPDATE changes SET slot = -7 WHERE seq = 4",
+    "log slot text": "UPDATE changes SET slot = 'x' WHERE seq IN (4, 14)",
+    "log op": "UPDATE changes SET op = 99 WHERE seq IN (4, 14)",
+    "log op text": f"UPDATE changes SET op = {BAD_TEXT} WHERE seq IN (4, 14)",
+    "log op null": "UPDATE changes SET op = NULL WHERE seq IN (4, 14)",
+    "log hole": "DELETE FROM changes WHERE seq IN (4, 14)",
+    "log end": "DELETE FROM changes WHERE seq > 13",
+    "log gone": "DELETE FROM changes",
     "counters gone": "DELETE FROM counters",
     "counters negative": "UPDATE counters SET last_seq = -1, horizon = -4, last_slot = -9, count = -3",
     "counters huge": "UPDATE counters SET last_seq = 9223372036854775807, last_slot = 9223372036854775807",
@@ -154,10 +154,6 @@ DAMAGE = {
     "terms": "UPDATE terms SET value = CAST(x'ff' || value AS TEXT), slot = -slot",
     "terms slot text": "UPDATE terms SET slot = 'x' || slot",
     "terms gone": "DELETE FROM terms",
-    "pending text": f"UPDATE pending SET text = {BAD_TEXT}",
-    "pending null": "UPDATE pending SET text = NULL",
-    "pending blob": "UPDATE pending SET text = x'ff'",
-    "pending gone": "DELETE FROM pending",
     "stale text": f"UPDATE stale SET unit = {BAD_TEXT}",
     "stale cut": "UPDATE stale SET unit = '{'",
     "stale null": "UPDATE stale SET unit = NULL",
@@ -170,7 +166,7 @@ DAMAGE = {
     "words docsize": "DELETE FROM words_docsize",
     "words config": "DELETE FROM words_config",
 }
-TABLES = ("units", "vectors", "log", "counters", "store", "meta", "terms", "pending", "stale", "access")
+TABLES = ("units", "vectors", "changes", "counters", "store", "meta", "terms", "stale", "access")
 
 
 def damage(path: Path, sql: str) -> None:

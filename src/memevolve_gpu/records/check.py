@@ -12,16 +12,12 @@ from typing import Any
 import apsw
 import numpy as np
 
-from ..types import IntArray, MemoryUnit, Op
+from ..types import IntArray, Op
 from . import fulltext_buffer
 from .connections import all_rows, first_row
-from .fulltext_buffer import default_text, terms_of_folded
-from .history import ERASE, ERASED, MOVE_FLOOR, OLD_SLOTS, REPLACED
+from .fulltext_buffer import TextOf, default_text, terms_of_folded
+from .history import ERASED, FORGET, OLD, OLD_SLOTS, REPLACED
 from .transaction import AUTO_LIMIT
-
-__all__ = ["Finding", "TextOf", "default_text", "examine", "repair"]
-
-TextOf = Callable[[MemoryUnit], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +189,10 @@ _COUNTED = ("count", "backlog", "last_slot", "last_seq", "horizon", "next_auto",
 def _true_counters(case: _Case) -> tuple[int, ...]:
     sql = """
         SELECT (SELECT count(*) FROM units),
-               (SELECT count(*) FROM pending) + (SELECT count(*) FROM stale),
+               (SELECT count(*) FROM units WHERE slot > folded) + (SELECT count(*) FROM stale),
                max(last_slot, ifnull((SELECT max(slot) FROM units), 0), ifnull((SELECT max(slot) FROM vectors), 0),
-                   ifnull((SELECT max(slot) FROM log), 0)),
-               max(last_seq, horizon, ifnull((SELECT max(seq) FROM log), 0)),
+                   ifnull((SELECT max(slot) FROM changes), 0)),
+               max(last_seq, horizon, ifnull((SELECT max(seq) FROM changes), 0)),
                max(0, min(horizon, last_seq)),
                max(next_auto, ifnull((SELECT 1 + max(CAST(substr(id, 6) AS INTEGER)) FROM units
                    WHERE ns = 0 AND id GLOB 'unit_[0-9]*' AND id = 'unit_' || CAST(substr(id, 6) AS INTEGER)
@@ -213,15 +209,20 @@ def _set_counters(case: _Case) -> None:
 
 def _log(case: _Case) -> str | None:
     last, horizon = first_row(case.con, "SELECT last_seq, horizon FROM counters")
-    first, newest, entries = first_row(case.con, "SELECT min(seq), max(seq), count(*) FROM log")
+    sql = "SELECT min(seq), max(seq), count(*) FROM changes WHERE seq > ?"
+    first, newest, entries = first_row(case.con, sql, (horizon,))
     if entries != last - horizon or (entries and (first, newest) != (horizon + 1, last)):
         return f"the log holds {entries} entries from {first} to {newest}, the counters say {horizon + 1} to {last}"
-    return _log_against_units(case)
+    sql = "SELECT seq FROM changes WHERE seq <= min(?, (SELECT seq FROM history_floor)) AND operation IS NULL"
+    return _listed(case, "log entries that were purged, numbers", sql, (horizon,)) or _log_against_units(case, horizon)
 
 
-def _log_against_units(case: _Case) -> str | None:
+def _log_against_units(case: _Case, horizon: int) -> str | None:
     """A slot that the log brought and did not take away is live; a live one at or above the first brought is in it."""
-    put, drop, clear = (_column(case, "SELECT slot FROM log WHERE op = ?", op) for op in (Op.PUT, Op.DROP, Op.CLEAR))
+    put, drop, clear = (
+        _column(case, "SELECT slot FROM changes WHERE seq > ? AND op IN (?, ?)", horizon, *ops)
+        for ops in ((Op.PUT, Op.PUT), (Op.DROP, REPLACED), (Op.CLEAR, Op.CLEAR))
+    )
     live = _column(case, "SELECT slot FROM units WHERE slot >= ?", int(put.min()) if len(put) else 2**62)
     cleared = int(clear.max()) if len(clear) else 0
     expected = np.setdiff1d(put[put > cleared], drop)
@@ -236,10 +237,15 @@ def _column(case: _Case, sql: str, *parameters: object) -> IntArray:
 
 
 def _restart_log(case: _Case) -> None:
-    """Skip one sequence number and purge up to it: every watermark is below the horizon now."""
-    case.con.execute("DELETE FROM log")
+    """Skip one sequence number and forget the past: every watermark is below the horizon now.
+
+    Undo and the change feed begin at the present, and followers are told to read again.
+    """
     case.con.execute("UPDATE counters SET last_seq = last_seq + 1, horizon = last_seq + 1")
-    case.con.execute(MOVE_FLOOR, (first_row(case.con, "SELECT last_seq FROM counters")[0], time.time()))
+    sql = "INSERT OR REPLACE INTO history_floor SELECT 1, last_seq, last_seq, ? FROM counters"
+    case.con.execute(sql, (time.time(),))
+    case.con.execute("DELETE FROM changes")
+    _drop_orphans(case)
 
 
 # -- namespaces -------------------------------------------------------------------------------------------------------
@@ -275,60 +281,51 @@ def _unreadable_versions(case: _Case) -> str | None:
     """The old units and vectors that the history keeps, with the checksums that they were written with."""
     case.con.create_scalar_function("crc32_of", _crc32, 1, deterministic=True)
     what = "old versions of units are damaged (to fix that removes them from the history)"
-    sql = f"SELECT id || ' (change ' || seq || ')' FROM history WHERE {_DAMAGED_VERSION}"
+    sql = f"SELECT ifnull(id, ns) || ' (change ' || seq || ')' FROM changes WHERE {_DAMAGED_VERSION}"
     return _listed(case, what, sql, (4 * case.dim,))
 
 
-_OLD_VECTOR = "ifnull(vector, (SELECT v.vector FROM vectors AS v WHERE v.slot = history.slot))"
+_OLD_VECTOR = "(SELECT v.vector FROM vectors AS v WHERE v.slot = changes.slot)"
 _DAMAGED_VERSION = f"""
-    seq > (SELECT seq FROM history_floor) AND kind NOT IN ({Op.PUT}, {ERASED}) AND (
-        slot IS NULL OR unit IS NULL OR {_UNREADABLE} OR ({_RENAMED}) OR unit_crc <> crc32_of(CAST(unit AS BLOB))
-        OR (kind <> {Op.EDIT} AND (length({_OLD_VECTOR}) IS NOT ? OR vector_crc <> crc32_of({_OLD_VECTOR}))))
+    seq > (SELECT seq FROM history_floor) AND {OLD} AND (
+        unit IS NULL OR {_UNREADABLE} OR ({_RENAMED}) OR unit_crc <> crc32_of(CAST(unit AS BLOB))
+        OR (op <> {Op.EDIT} AND (length({_OLD_VECTOR}) IS NOT ? OR vector_crc <> crc32_of({_OLD_VECTOR}))))
 """
 
 
 def _erase_versions(case: _Case) -> None:
     """Empty the damaged versions; the change feed begins again, for it would lack them."""
-    case.con.execute(f"UPDATE history SET {ERASE} WHERE {_DAMAGED_VERSION}", (4 * case.dim,))
+    bad = f"SELECT since FROM changes WHERE {_DAMAGED_VERSION}"
+    case.con.execute(f"UPDATE changes SET since = 0 WHERE op = {Op.PUT} AND seq IN ({bad})", (4 * case.dim,))
+    case.con.execute(f"UPDATE changes SET {FORGET.format(ERASED)} WHERE {_DAMAGED_VERSION}", (4 * case.dim,))
     _drop_orphans(case)
     case.con.execute("UPDATE history_floor SET feed = (SELECT last_seq FROM counters)")
 
 
 def _history(case: _Case) -> str | None:
-    """Each change has its row and each row its log entry and its operation, in order."""
-    last, horizon = first_row(case.con, "SELECT last_seq, horizon FROM counters")
-    begin, feed = first_row(case.con, "SELECT seq, max(seq, feed) FROM history_floor")
-    kept = first_row(case.con, "SELECT count(*) FROM history WHERE seq > ?", (feed,))[0]
-    if begin > last or feed > last or kept != last - feed:
-        return f"the history holds {kept} changes after change {feed}, the counters say {max(0, last - feed)}"
-    agree = f"""
-        h.kind = {ERASED} OR h.kind = {Op.DROP} AND l.op = {Op.CLEAR} OR (h.slot IS NULL OR h.slot = l.slot) AND
-        (h.kind = l.op OR h.kind = {REPLACED} AND l.op = {Op.DROP})
-        """
-    for what, sql, bound in (
-        ("changes whose log entry says something else", f"""
-            SELECT h.seq FROM history AS h LEFT JOIN log AS l ON l.seq = h.seq
-            WHERE h.seq > ? AND NOT ifnull({agree}, 0)""", max(begin, horizon)),
+    """Each change has its row, and each row a version where there must be one, and its operation, in order."""
+    last = first_row(case.con, "SELECT last_seq FROM counters")[0]
+    begin, feed = first_row(case.con, "SELECT seq, feed FROM history_floor")
+    kept = first_row(case.con, "SELECT count(*) FROM changes WHERE seq > ? AND operation IS NOT NULL", (begin,))[0]
+    if max(begin, feed) > last or kept != last - begin:
+        return f"the history holds {kept} changes after change {begin}, the counters say {max(0, last - begin)}"
+    for what, sql in (
+        ("changes that contradict themselves", f"""
+            SELECT seq FROM changes WHERE seq > ? AND since IS NOT {ERASED}
+            AND (op = {Op.PUT}) <> (unit IS NULL AND ifnull(since, 0) = 0)"""),
         ("changes of a namespace that is not known", """
-            SELECT seq FROM history WHERE seq > ? AND ns <> 0 AND ns NOT IN (SELECT key FROM namespaces)""", begin),
-        ("changes that belong to no operation", """
-            SELECT seq FROM history WHERE seq > ? AND seq < ifnull((SELECT min(seq) FROM operations), 9e18)""", begin),
-        ("operations that are out of order", """
-            SELECT seq FROM (SELECT seq, at < lag(at) OVER (ORDER BY seq) AS back FROM operations)
-            WHERE seq > ? AND (back OR seq > (SELECT last_seq FROM counters))""", begin),
+            SELECT seq FROM changes WHERE seq > ? AND ns <> 0 AND ns NOT IN (SELECT key FROM namespaces)"""),
+        ("changes whose operation is out of order", """
+            SELECT seq FROM (
+                SELECT seq, operation > seq OR kind IS NULL OR at IS NULL OR at < lag(at) OVER past
+                    OR operation NOT IN (lag(operation) OVER past, seq) AS wrong
+                FROM changes WINDOW past AS (ORDER BY seq)
+            ) WHERE seq > ? AND wrong"""),
     ):  # fmt: skip
-        found = _listed(case, f"{what}, numbers", sql, (bound,))
+        found = _listed(case, f"{what}, numbers", sql, (begin,))
         if found:
             return f"the history holds {found}"
     return None
-
-
-def _restart_history(case: _Case) -> None:
-    """Forget the past: undo and the change feed begin at the present, and followers are told to read again."""
-    sql = "INSERT OR REPLACE INTO history_floor SELECT 1, last_seq, last_seq, ? FROM counters"
-    case.con.execute(sql, (time.time(),))
-    case.con.execute("DELETE FROM history; DELETE FROM operations")
-    _drop_orphans(case)
 
 
 # -- keyword and terms indexes ----------------------------------------------------------------------------------------
@@ -339,12 +336,8 @@ def _words(case: _Case) -> str | None:
     for name, table, there in (
         ("index", "SELECT id FROM words_docsize", "ns = 0"),
         ("index of namespaces", "SELECT id FROM space_words_docsize", "ns <> 0"),
-        ("notes", "SELECT slot FROM pending", ""),
     ):
-        sql = f"SELECT slot FROM units WHERE slot > {folded}"
-        if there:
-            sql = f"SELECT slot FROM units WHERE slot <= {folded} AND {there}"
-            sql += f" UNION SELECT slot FROM stale WHERE {there}"
+        sql = f"SELECT slot FROM units WHERE slot <= {folded} AND {there} UNION SELECT slot FROM stale WHERE {there}"
         has, should = _column(case, table), _column(case, sql)
         lacking, extra = len(np.setdiff1d(should, has)), len(np.setdiff1d(has, should))
         if lacking or extra:
@@ -379,7 +372,7 @@ _PROBES = (
     _Probe("namespaces", _namespaces, _recount),
     _Probe("log", _log, _restart_log),
     _Probe("damaged_versions", _unreadable_versions, _erase_versions),
-    _Probe("history", _history, _restart_history),
+    _Probe("history", _history, _restart_log),
     _Probe("words", _words, _rebuild_words),
     _Probe("terms", _terms, _rebuild_words),
 )

@@ -20,7 +20,7 @@ from .connections import all_rows, first_row
 from .damage import damage_path, derived_paths, read_unit
 from .filter_sql import matching
 from .filters import Filter, matches
-from .history import ERASE, OLD_SLOTS
+from .history import ERASED, FORGET, OLD_SLOTS, of_units
 from .records import Records
 from .transaction import Transaction
 
@@ -66,7 +66,7 @@ def _live(con: apsw.Connection, spaces: str, filters: Filter) -> list[tuple[int,
 
 def _past(con: apsw.Connection, spaces: str, filters: Filter) -> list[tuple[int, str]]:
     sql = """
-        SELECT ns, id, CAST(unit AS BLOB) FROM history
+        SELECT ns, id, CAST(unit AS BLOB) FROM changes
         WHERE unit IS NOT NULL AND ns IN (SELECT value FROM json_each(?))
         """
     found: dict[tuple[int, str], None] = {}
@@ -89,14 +89,15 @@ def _mark(con: apsw.Connection, units: list[tuple[int, str]]) -> int:
     con.execute("CREATE TEMP TABLE IF NOT EXISTS erased (ns INTEGER, id TEXT, PRIMARY KEY (ns, id))")
     con.execute("DELETE FROM temp.erased")
     con.executemany("INSERT INTO temp.erased VALUES (?, ?)", units)
-    return int(first_row(con, f"SELECT count(*) FROM history WHERE unit IS NOT NULL AND {_THEIRS}")[0])
+    kept = f"SELECT count(*) FROM changes WHERE since IS NOT NULL AND unit IS NOT NULL AND {_THEIRS}"
+    return int(first_row(con, kept)[0])
 
 
 def _forget(con: apsw.Connection, forgotten: Sequence[str]) -> None:
     """Empty the history of the noted units, which stays known only for those that are alive."""
     con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND {_THEIRS})")
-    con.execute(f"DELETE FROM history WHERE {_THEIRS} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
-    con.execute(f"UPDATE history SET {ERASE} WHERE {_THEIRS}")
+    kept = "iif((ns, id) IN (SELECT ns, id FROM units), id, NULL)"
+    con.execute(f"UPDATE changes SET {FORGET.format(ERASED)}, id = {kept} WHERE seq IN ({of_units(_THEIRS)})")
     con.execute(f"DELETE FROM access WHERE {_THEIRS} AND (ns, id) NOT IN (SELECT ns, id FROM units)")
     con.execute("DELETE FROM temp.erased")
     con.executemany("DELETE FROM meta WHERE key = ?", [(key,) for key in forgotten])

@@ -171,9 +171,9 @@ def changed_slots(con: apsw.Connection, seq: int) -> IntArray | None:
     """The slots that were added or changed after a log entry, ascending; None where the log no longer says."""
     if seq < first_row(con, "SELECT horizon FROM counters")[0]:
         return None
-    if first_row(con, "SELECT EXISTS (SELECT 1 FROM log WHERE seq > ? AND op = ?)", (seq, Op.CLEAR))[0]:
+    if first_row(con, "SELECT EXISTS (SELECT 1 FROM changes WHERE seq > ? AND op = ?)", (seq, Op.CLEAR))[0]:
         return None
-    return slots_read(con, "SELECT slot FROM log WHERE seq > ? AND op IN (?, ?)", (seq, Op.PUT, Op.EDIT))
+    return slots_read(con, "SELECT slot FROM changes WHERE seq > ? AND op IN (?, ?)", (seq, Op.PUT, Op.EDIT))
 
 
 def json_path(path: tuple[str, ...]) -> str:

@@ -25,8 +25,10 @@ import numpy as np
 
 from ..types import IntArray
 from .connections import all_rows, first_row
+from .damage import read_unit
 from .filter_sql import intersection, matching, slot_list, slots_read, where
 from .filters import Filter
+from .fulltext_buffer import TextOf
 from .keyword_query import KeywordQuery, with_prefixes
 from .tokenizer import STEMMING, words_of
 
@@ -73,10 +75,11 @@ class _Space(NamedTuple):
 
 
 def _space(con: apsw.Connection, ns: int) -> _Space:
+    lacking = f"(SELECT count(*) FROM units AS u WHERE u.slot > folded AND +u.ns = {int(ns)})"
     if ns == 0:
-        sql = "SELECT count - others - (SELECT count(*) FROM pending WHERE ns = 0) FROM counters"
+        sql = f"SELECT count - others - {lacking} FROM counters"
         return _Space(0, "words", "", int(first_row(con, sql)[0]))
-    sql = "SELECT n.count - (SELECT count(*) FROM pending AS p WHERE p.ns = n.key) FROM namespaces AS n WHERE n.key = ?"
+    sql = f"SELECT n.count - {lacking} FROM namespaces AS n, counters WHERE n.key = ?"
     held = all_rows(con, sql, (ns,))
     return _Space(ns, "space_words", f'space : "n{ns}" AND ', int(held[0][0]) if held else 0)
 
@@ -159,6 +162,7 @@ def keyword(
     limit: int,
     filters: Filter,
     cache: WordCache,
+    text_of: TextOf,
     ns: int = 0,
     now: float = 0.0,
     stemming: str = STEMMING,
@@ -167,16 +171,16 @@ def keyword(
 ) -> list[tuple[float, str]]:
     """The best rows that hold a selective word of ``query``: (score, id), best first. Call inside a read transaction.
 
-    ns: key of the namespace, whose rows alone count. now: the Unix time at which expiry is judged. cache, stemming: of
-    the index. within: the slots that match ``filters``, ascending, which are looked up if it is None; words are counted
-    among them alone. relative: scores as shares, see :func:`full_score`.
+    text_of: the text of a unit. ns: key of the namespace, whose rows alone count. now: the Unix time at which expiry is
+    judged. cache, stemming: of the index. within: the slots that match ``filters``, ascending, which are looked up if
+    it is None; words are counted among them alone. relative: scores as shares, see :func:`full_score`.
     """
     if not query.weights or limit < 1:
         return []
     if within is None and filters.root.parts:
         within = matching(con, filters, None)
     space = _space(con, ns)
-    pending = _pending(con, query, filters, cache, ns, now, stemming)
+    pending = _pending(con, query, filters, cache, text_of, ns, now, stemming)
     folded = _frequencies(con, query.weights, cache, space)
     average = _average(con, space, folded, cache, pending)
     hits = _hits(con, query, folded, within, space)
@@ -304,25 +308,23 @@ def _pending(
     query: KeywordQuery,
     filters: Filter,
     cache: WordCache,
+    text_of: TextOf,
     ns: int,
     now: float,
     stemming: str,
 ) -> list[_Doc]:
     """The rows of a namespace that are not folded yet; all of them count, those that the query admits are found."""
     bound: list[apsw.Binding] = [ns, now]
-    restriction = f"p.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     sql = (
-        "SELECT p.slot, u.id, CAST(p.text AS BLOB) FROM pending AS p CROSS JOIN units AS u ON u.slot = p.slot "
-        f"WHERE {restriction}"
+        "SELECT u.slot, u.id, CAST(u.unit AS BLOB) FROM units AS u WHERE u.slot > (SELECT folded FROM counters) "
+        f"AND +u.ns = ?1 AND ifnull(u.expires_at > ?2, 1) AND {where(filters, bound)}"
     )
     rows = all_rows(con, sql, bound)
     docs, kept = [], cache.pending
     for slot, unit_id, raw in rows:
         admitted = True
-        if raw is None:
-            raise apsw.CorruptError(f"the keyword text of slot {slot} is missing")
         if slot not in kept or query.demanding:
-            words = words_of(raw.decode(errors="replace"), stemming)
+            words = words_of(text_of(read_unit(raw, unit_id)), stemming)
             admitted = query.admits(words)
             kept[slot] = words.counts
         docs.append(_doc(query, slot, unit_id, kept[slot])._replace(admitted=admitted))

@@ -1,28 +1,30 @@
 """The keyword index and the terms index, kept a bounded number of rows behind.
 
-Adding one row to FTS5 changes seven of the 18 pages that a commit writes, and each tag another one. So a transaction
-only appends new texts to ``pending`` and removed rows to ``stale``, and the transaction that reaches ``FOLD_AT`` such
-notes merges them into the indexes. Queries read the indexes up to ``counters.folded`` and the notes after it, so
-nothing is missing. All of it happens inside the transactions that write the rows.
+Adding one row to FTS5 changes seven pages, and each tag another one. So the indexes lack the units after slot
+``counters.folded``, whose texts are made from the units when they are needed, and hold removed rows, which ``stale``
+names. The transaction that brings the number of both, ``counters.backlog``, to ``FOLD_AT`` merges them. Queries read
+the indexes and what they lack, so nothing is missing.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import apsw
 
-from ..errors import NewerSchemaError, ReadOnlyError
+from ..errors import CorruptStoreError, NewerSchemaError, ReadOnlyError
 from ..types import Json, MemoryUnit
 from ..utils.plain import plain_text
 from .connections import all_rows
+from .damage import read_unit
 from .schema import SPACE_WORDS_TABLE, TOKENIZER_KEY, WORDS_TABLE
-from .tokenizer import STEMMING, TOKENIZER, words_of
+from .tokenizer import STEMMING, TOKENIZER, Words, words_of
+
+TextOf = Callable[[MemoryUnit], str]
 
 FOLD_AT = 256
-"""Notes after which a transaction merges. Measured: merging 256 takes about 1 ms, a query reads a note in 10 us."""
+"""Rows after which a transaction merges. Measured: merging 256 takes about 1 ms, a query reads a note in 10 us."""
 
 # json_each yields a scalar itself (no key), the elements of a list (integer keys), members of an object (text keys).
 _STRINGS = """
@@ -83,26 +85,33 @@ def refuse_newer(held: str, path: Path) -> None:
         )
 
 
-def _add_texts(con: apsw.Connection, select: str, text_of: Callable[[str], str], stemming: str) -> None:
-    """Add the (slot, text, namespace) that ``select`` reads to the keyword indexes, one at a time."""
-    rows = con.execute(f"{select} AND ns = 0 ORDER BY slot")
-    own = ((slot, *words_of(text_of(raw.decode(errors="replace")), stemming)) for slot, raw, _ in rows)
+def _add_texts(con: apsw.Connection, text_of: TextOf, stemming: str, after: int = 0) -> None:
+    """Add the texts of the units after a slot to the keyword indexes, one at a time."""
+    sql = "SELECT slot, CAST(unit AS BLOB), ns FROM units WHERE slot > ? AND ns {} 0 ORDER BY slot"
+    own = ((slot, *_words_in(raw, text_of, stemming)) for slot, raw, _ in con.execute(sql.format("="), (after,)))
     con.executemany(_ADD_WORDS, own)
-    rows = con.execute(f"{select} AND ns <> 0 ORDER BY slot")
-    others = ((slot, *words_of(text_of(raw.decode(errors="replace")), stemming), f"n{ns}") for slot, raw, ns in rows)
+    rows = con.execute(sql.format("<>"), (after,))
+    others = ((slot, *_words_in(raw, text_of, stemming), f"n{ns}") for slot, raw, ns in rows)
     con.executemany(_ADD_SPACE_WORDS, others)
 
 
-def rebuild_words(con: apsw.Connection, text_of: Callable[[MemoryUnit], str], stemming: str) -> None:
+def _words_in(raw: object, text_of: TextOf, stemming: str) -> Words:
+    """The words of a row; none where it is damaged, so that it hinders no other."""
+    try:
+        return words_of(text_of(read_unit(raw, 0)), stemming)
+    except CorruptStoreError:
+        return words_of("", stemming)
+
+
+def rebuild_words(con: apsw.Connection, text_of: TextOf, stemming: str) -> None:
     """Make the keyword and terms indexes again from the units, in the transaction that is open."""
     con.execute("DROP TABLE IF EXISTS words; DROP TABLE IF EXISTS space_words")
     con.execute(WORDS_TABLE)
     con.execute(SPACE_WORDS_TABLE)
-    con.execute("DELETE FROM terms; DELETE FROM pending; DELETE FROM stale; UPDATE counters SET folded = 0")
+    con.execute("DELETE FROM terms; DELETE FROM stale; UPDATE counters SET folded = 0")
     value = f"{TOKENIZER} {stemming}".encode()
     con.execute("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = ?2", (TOKENIZER_KEY, value))
-    select = f"SELECT slot, CAST(unit AS BLOB), ns FROM units WHERE ({READABLE})"
-    _add_texts(con, select, lambda raw: text_of(json.loads(raw)), stemming)
+    _add_texts(con, text_of, stemming)
     con.execute(_ADD_UNFOLDED, (0,))
     con.execute("UPDATE counters SET folded = last_slot, backlog = 0")
 
@@ -114,7 +123,7 @@ def default_text(unit: MemoryUnit) -> str:
     return " ".join(one for one in flat if isinstance(one, str))
 
 
-def merge_pending(con: apsw.Connection, path: Path, folded: int) -> None:
+def merge_pending(con: apsw.Connection, path: Path, folded: int, text_of: TextOf) -> None:
     """Bring ``words`` and ``terms``, which hold the slots up to ``folded``, up to every row.
 
     The caller updates ``folded`` and ``backlog`` with it. Raises NewerSchemaError or ReadOnlyError when another
@@ -124,17 +133,16 @@ def merge_pending(con: apsw.Connection, path: Path, folded: int) -> None:
     for table, sign in (("words", "="), ("space_words", "<>")):
         stale = con.execute(f"SELECT slot FROM stale WHERE ns {sign} 0").fetchall()
         con.executemany(f"DELETE FROM {table} WHERE rowid = ?", stale)  # for a subquery FTS5 would read every row
-    _add_texts(con, "SELECT slot, CAST(text AS BLOB), ns FROM pending WHERE true", str, stemming)
+    _add_texts(con, text_of, stemming, folded)
     con.execute(_DROP_STALE)
     con.execute("DELETE FROM stale")
     con.execute(_ADD_UNFOLDED, (folded,))
-    con.execute("DELETE FROM pending")
 
 
 def index_rows(con: apsw.Connection, path: Path, ns: int, rows: Sequence[tuple[int, str, Json, Json]]) -> None:
     """Add new rows (slot, text, type, tags) of a namespace to the keyword and terms indexes.
 
-    These lack nothing before the rows, whose texts are never in ``pending``. The caller updates ``folded``. Raises as
+    These lack nothing before the rows. The caller updates ``folded``. Raises as
     :func:`merge_pending`.
     """
     stemming = stemming_of(con, path)
@@ -176,4 +184,4 @@ def forget_all(con: apsw.Connection) -> None:
     """Empty both indexes and the notes."""
     for table in ("words", "space_words"):
         con.execute(f"INSERT INTO {table} ({table}) VALUES ('delete-all')")
-    con.execute("DELETE FROM terms; DELETE FROM pending; DELETE FROM stale")
+    con.execute("DELETE FROM terms; DELETE FROM stale")

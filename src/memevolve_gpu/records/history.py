@@ -1,15 +1,20 @@
 """The history of changes: what each transaction replaced or removed, kept for a while, and what is read from it.
 
-Every log entry has a row in ``history`` with the same number, written in the same transaction. It holds the version
-that the change replaced or removed, so that nothing is written twice: the version that a change made is either alive or
+The log and the history are one table. Each change has a row in ``changes``, written in its transaction. Followers of
+the log read its first three columns, after ``counters.horizon``; the others hold the operation and the version that
+the change replaced, edited or removed. So nothing is written twice: the version that a change made is either alive or
 the old one of the next change of that unit. The vector of an old version stays in ``vectors``, under its slot.
-``operations`` has a row for each transaction; it goes up to the next one.
+
+The index by unit holds no row of a new unit, so that storing one changes a page less. Such a row is found by ``since``,
+which units and old versions carry.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
@@ -22,80 +27,79 @@ from .damage import read_unit
 from .filters import Filter, matches
 
 REPLACED = 5
-"""Kind of a row: the version went because the next change of the same transaction is a new one of the unit."""
+"""For ``Op.DROP``, where the next change of the unit in the same transaction stores a new version."""
 
-ERASED = 6
-"""Kind of a row whose content was erased."""
+ERASED = -1
+"""``since`` of a row whose content was erased."""
 
 ALL_SPACES = -1
 """The namespace of an operation that changes units of several."""
 
-HISTORY_TABLES = """
-CREATE TABLE operations (               -- one row for each transaction that changed units
-    seq INTEGER PRIMARY KEY,            -- its first log entry; it goes up to the next operation
-    kind TEXT NOT NULL,
-    at REAL NOT NULL,                   -- Unix time, never before that of the operation before it
-    ns INTEGER NOT NULL                 -- key of the namespace, -1 for several
+CHANGES_TABLE = """
+CREATE TABLE changes (                  -- the log and the history, one row for each change
+    seq INTEGER PRIMARY KEY,
+    op INTEGER NOT NULL,                -- 1 put, 2 drop, 3 edit, 4 clear, 5 drop before a put of the same unit
+    slot INTEGER NOT NULL,              -- that came, went or was edited
+    operation INTEGER,                  -- the first change of its transaction; NULL from here on without a history
+    kind TEXT,                          -- of the operation
+    at REAL,                            -- its Unix time, never before that of the operation before it
+    ns INTEGER,
+    id TEXT,                            -- NULL where it was erased
+    since INTEGER,                      -- the change that put the old version there; 0: see the index, -1: erased
+    expires_at REAL,                    -- of the version that the change replaced, edited or removed, as in units
+    unit_crc INTEGER,
+    vector_crc INTEGER,
+    unit TEXT
 ) STRICT;
-CREATE TABLE history (                  -- one row for each change
-    seq INTEGER PRIMARY KEY,            -- its log entry
-    kind INTEGER NOT NULL,              -- as in the log, 5: replaced, 6: erased
-    ns INTEGER NOT NULL,
-    id TEXT NOT NULL,
-    slot INTEGER,                       -- of the version that was replaced or removed; NULL where there was none
-    unit TEXT,
-    vector BLOB,                        -- only in rows of early files: it stays in vectors, under the slot
-    expires_at REAL
-) STRICT;
-CREATE INDEX history_units ON history (ns, id);
-CREATE TABLE history_floor (            -- one row
-    one INTEGER PRIMARY KEY CHECK (one = 1),
-    seq INTEGER NOT NULL,               -- newest change that the history no longer holds
-    feed INTEGER NOT NULL,              -- newest one that the change feed no longer holds, because of an erasure
-    at REAL NOT NULL                    -- Unix time of the former
-) STRICT
+CREATE INDEX changes_units ON changes (ns, id) WHERE since IS NOT NULL
 """
 
-ADD = "INSERT INTO history (seq, kind, ns, id) VALUES (?, ?, ?, ?)"
+ADD = "INSERT INTO changes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, CAST(? AS TEXT))"
 ADD_NEW = f"""
-INSERT INTO history (seq, kind, ns, id) SELECT slot + ?1, {Op.PUT}, ns, id FROM units WHERE slot > ?2
+INSERT INTO changes (seq, op, slot, operation, kind, at, ns, id)
+SELECT slot + ?1, {Op.PUT}, slot, ?3, ?4, ?5, iif(?3 IS NULL, NULL, ns), iif(?3 IS NULL, NULL, id)
+FROM units WHERE slot > ?2
 """
-ADD_EDITED = """
-INSERT INTO history SELECT ?, ?, ns, id, slot, CAST(unit AS TEXT), NULL, expires_at, unit_crc, NULL
-FROM units WHERE slot = ?
-"""
-ADD_REMOVED = "INSERT INTO history VALUES (?, ?, ?, ?, ?, CAST(? AS TEXT), NULL, ?, ?, ?)"
 ADD_CLEARED = f"""
-INSERT INTO history SELECT ?1 + row_number() OVER (ORDER BY u.slot), {Op.DROP}, u.ns, u.id, u.slot,
-    CAST(u.unit AS TEXT), NULL, u.expires_at, u.unit_crc, u.vector_crc
-FROM units AS u {{}}
+INSERT INTO changes SELECT ?1 + row_number() OVER (ORDER BY slot), {Op.DROP}, slot, ?2, ?3, ?4, ns, id,
+    ifnull(since, 0), expires_at, unit_crc, vector_crc, CAST(unit AS TEXT)
+FROM units
 """
-ADD_OPERATION = """
-INSERT OR IGNORE INTO operations
-SELECT ?, ?, max(?, ifnull((SELECT at FROM operations ORDER BY seq DESC LIMIT 1), 0)), ?
-"""
-ERASE = (
-    f"kind = {ERASED}, slot = NULL, unit = NULL, vector = NULL, expires_at = NULL, unit_crc = NULL, vector_crc = NULL"
-)
-OLD_SLOTS = f"SELECT slot FROM history WHERE kind IN ({REPLACED}, {Op.DROP}) AND slot IS NOT NULL"
+FORGET = "since = {}, expires_at = NULL, unit_crc = NULL, vector_crc = NULL, unit = NULL"
+OLD = f"op <> {Op.PUT} AND since >= 0"
+"""The condition on a row that it holds an old version."""
+
+OLD_SLOTS = f"SELECT slot FROM changes WHERE {OLD} AND op <> {Op.EDIT}"
 """Slots of versions that are gone, whose vectors are kept; an edit leaves the slot to the unit."""
 
 _DROP_NAMESPACES = """
 DELETE FROM namespaces WHERE key > 0 AND count = 0 AND max_units IS NULL AND default_ttl IS NULL AND (
     next_auto = 0 OR key IN (
-        SELECT ns FROM (SELECT ns, kind, max(seq) FROM operations WHERE seq <= ? AND ns > 0 GROUP BY ns)
+        SELECT ns FROM (SELECT ns, kind, max(seq) FROM changes WHERE seq <= ?1 AND ns > 0 GROUP BY ns)
         WHERE kind = 'delete_namespace'
     )
-) AND NOT EXISTS (SELECT 1 FROM history AS h WHERE h.ns = key)
+) AND NOT EXISTS (SELECT 1 FROM changes AS h WHERE h.since IS NOT NULL AND h.ns = key AND h.seq > ?1)
 """
-"""Those whose deletion the history has just forgotten, and that nothing came after; one that is only empty stays, for
+"""Those whose deletion the history is about to forget, and that nothing came after; one that is only empty stays, for
 the number of its next automatic id."""
 
 MOVE_FLOOR = "UPDATE history_floor SET seq = max(seq, ?1), feed = max(feed, ?1), at = max(at, ?2)"
 
-_KINDS = {Op.PUT: "put", Op.EDIT: "edit", Op.DROP: "delete", ERASED: "erased"}
-_END = "ifnull((SELECT n.seq - 1 FROM operations AS n WHERE n.seq > {} ORDER BY n.seq LIMIT 1), {})"
-_LAST = "(SELECT last_seq FROM counters)"
+_KINDS = {Op.PUT: "put", Op.EDIT: "edit", Op.DROP: "delete", Op.CLEAR: "delete"}
+_SCOPE = f"iif(o.kind IN ('sweep', 'forget_subject'), {ALL_SPACES}, o.ns)"
+_FLOOR = "(SELECT seq FROM history_floor)"
+_END = """ifnull(
+    (SELECT n.seq - 1 FROM changes AS n WHERE n.seq > o.seq AND n.operation <> o.seq ORDER BY n.seq LIMIT 1),
+    (SELECT last_seq FROM counters))"""
+
+
+def of_units(theirs: str) -> str:
+    """A query for the numbers of all changes of the units that meet a condition on ``ns`` and ``id``."""
+    return f"""
+        SELECT seq FROM changes WHERE since IS NOT NULL AND {theirs}
+        UNION SELECT since FROM changes WHERE since IS NOT NULL AND {theirs}
+        UNION SELECT since FROM units WHERE {theirs}
+        """
 
 
 class Floor(NamedTuple):
@@ -154,30 +158,31 @@ def floor_of(con: apsw.Connection) -> Floor:
 def operations(con: apsw.Connection, ns: int, limit: int, before: int = 2**62) -> list[OperationRow]:
     """The newest ``limit`` operations of a namespace below number ``before``, newest first."""
     sql = f"""
-        SELECT seq, kind, at, ns, (SELECT count(*) FROM history AS h WHERE h.kind <> {REPLACED} AND h.ns = ?1
-            AND h.seq BETWEEN o.seq AND {_END.format("o.seq", _LAST)})
-        FROM operations AS o WHERE ns IN (?1, {ALL_SPACES}) AND seq > (SELECT seq FROM history_floor) AND seq < ?2
-        ORDER BY seq DESC LIMIT ?3
+        SELECT o.seq, o.kind, o.at, {_SCOPE}, (SELECT count(*) FROM changes AS h WHERE h.op <> {REPLACED}
+            AND h.ns = ?1 AND h.id IS NOT NULL AND h.seq BETWEEN o.seq AND {_END})
+        FROM changes AS o WHERE o.operation = o.seq AND {_SCOPE} IN (?1, {ALL_SPACES})
+        AND o.seq > {_FLOOR} AND o.seq < ?2 ORDER BY o.seq DESC LIMIT ?3
         """
     return [OperationRow._make(row) for row in all_rows(con, sql, (ns, before, limit))]
 
 
 def versions(con: apsw.Connection, ns: int, unit_id: str) -> list[VersionRow]:
     """Every version of a unit, oldest first. Call inside a read transaction."""
-    sql = """
-        SELECT h.seq, h.kind, h.slot, CAST(h.unit AS BLOB), o.seq, o.kind, o.at FROM history AS h
-        LEFT JOIN operations AS o ON o.seq = (SELECT max(seq) FROM operations WHERE seq <= h.seq)
-        WHERE h.ns = ? AND h.id = ? AND h.seq > (SELECT seq FROM history_floor) ORDER BY h.seq
+    sql = f"""
+        SELECT seq, op, since, CAST(unit AS BLOB), operation, kind, at FROM changes
+        WHERE seq IN ({of_units("ns = ?1 AND id = ?2")}) AND ns = ?1 AND id = ?2 AND seq > {_FLOOR} ORDER BY seq
         """
     found: list[VersionRow] = []
-    for seq, kind, slot, raw, operation, name, at in all_rows(con, sql, (ns, unit_id)):
+    for seq, op, since, raw, operation, name, at in all_rows(con, sql, (ns, unit_id)):
         old = None if raw is None else read_unit(raw, unit_id)
-        if slot is not None and found and found[-1].change in ("put", "edit"):
-            found[-1] = found[-1]._replace(unit=old)
-        elif not found and slot is not None:
-            found.append(VersionRow(0, "put", None, "", None, old))
-        if kind != REPLACED:
-            found.append(VersionRow(seq, _KINDS.get(kind, "erased"), operation, name or "", at, None))
+        if op != Op.PUT and since != ERASED:
+            if not found:
+                found.append(VersionRow(0, "put", None, "", None, old))
+            elif found[-1].change in ("put", "edit"):
+                found[-1] = found[-1]._replace(unit=old)
+        change = "erased" if since == ERASED else _KINDS.get(op)
+        if change is not None:
+            found.append(VersionRow(seq, change, operation, name or "", at, None))
     live = all_rows(con, "SELECT CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?", (ns, unit_id))
     if live and found:
         found[-1] = found[-1]._replace(unit=read_unit(live[0][0], unit_id))
@@ -195,14 +200,25 @@ def moment_of(con: apsw.Connection, seq: int | None, at: float | None) -> tuple[
                 f"as_of={seq} is outside the history, which holds the states from change {floor.seq} to {last}; "
                 "a Unix time is given as a float"
             )
-        rows = all_rows(con, "SELECT at FROM operations WHERE seq <= ? ORDER BY seq DESC LIMIT 1", (seq,))
-        return seq, rows[0][0] if rows else floor.at
+        rows = all_rows(con, "SELECT at FROM changes WHERE seq <= ? ORDER BY seq DESC LIMIT 1", (seq,))
+        return seq, rows[0][0] if rows and rows[0][0] is not None else floor.at
     if at is None or at < floor.at:
         raise HistoryError(
             f"as_of={at} is before the history, which begins at Unix time {floor.at:.3f}; see HISTORY_DAYS"
         )
-    rows = all_rows(con, "SELECT seq - 1 FROM operations WHERE at > ? ORDER BY seq LIMIT 1", (at,))
-    return max(floor.seq, rows[0][0] if rows else last), at
+    return max(floor.seq, _last_change(con, at, bisect_right)), at
+
+
+def _last_change(con: apsw.Connection, at: float, bisect: Callable[..., int]) -> int:
+    """The last change of the operations from before a Unix time, and for ``bisect_right`` from that time too."""
+    sql = "SELECT at FROM changes WHERE seq >= ? AND at IS NOT NULL ORDER BY seq LIMIT 1"
+
+    def time_of(seq: int) -> float:
+        rows = all_rows(con, sql, (seq,))
+        return rows[0][0] if rows else math.inf
+
+    first, last = first_row(con, "SELECT ifnull((SELECT min(seq) FROM changes), 1), last_seq FROM counters")
+    return int(first - 1 + bisect(range(first, last + 1), at, key=time_of))
 
 
 def units_at(
@@ -211,14 +227,14 @@ def units_at(
     """The units of a namespace, or that of one id, as of a moment, by slot. Call inside a read transaction."""
     seq, at = moment
     one = "" if unit_id is None else "AND u.id = ?4"
+    later = "SELECT 1 FROM changes AS h WHERE h.since IS NOT NULL AND h.ns = ?1 AND h.id = u.id AND h.seq > ?2"
     sql = f"""
         SELECT slot, id, CAST(unit AS BLOB) FROM (
-            SELECT u.slot, u.id, u.unit, u.expires_at FROM units AS u WHERE u.ns = ?1 {one} AND NOT EXISTS (
-                SELECT 1 FROM history AS h WHERE h.ns = ?1 AND h.id = u.id AND h.seq > ?2)
+            SELECT u.slot, u.id, u.unit, u.expires_at FROM units AS u WHERE u.ns = ?1 {one}
+            AND ifnull(u.since, 0) <= ?2 AND NOT EXISTS ({later})
             UNION ALL
-            SELECT u.slot, u.id, u.unit, u.expires_at FROM history AS u WHERE u.ns = ?1 {one} AND u.seq > ?2
-            AND u.unit IS NOT NULL AND NOT EXISTS (
-                SELECT 1 FROM history AS h WHERE h.ns = ?1 AND h.id = u.id AND h.seq > ?2 AND h.seq < u.seq)
+            SELECT u.slot, u.id, u.unit, u.expires_at FROM changes AS u WHERE u.ns = ?1 {one} AND u.seq > ?2
+            AND u.since IS NOT NULL AND u.since <= ?2 AND u.unit IS NOT NULL AND NOT EXISTS ({later} AND h.seq < u.seq)
         ) WHERE ifnull(expires_at > ?3, 1) ORDER BY slot
         """
     bound = (ns, seq, at) if unit_id is None else (ns, seq, at, unit_id)
@@ -241,17 +257,17 @@ def changes(con: apsw.Connection, after: int, limit: int, spaces: Sequence[int] 
     if after > last:
         raise HistoryError(f"after={after} is beyond the newest change, {last}; is it a number of another store?")
     sql = f"""
-        SELECT h.seq, h.kind, h.id, h.ns, CASE WHEN h.kind IN ({Op.PUT}, {Op.EDIT}) THEN CAST(ifnull(
-            (SELECT n.unit FROM history AS n WHERE n.ns = h.ns AND n.id = h.id AND n.seq > h.seq
-                ORDER BY n.seq LIMIT 1),
+        SELECT h.seq, h.op, h.id, h.ns, CASE WHEN h.op IN ({Op.PUT}, {Op.EDIT}) THEN CAST(ifnull(
+            (SELECT n.unit FROM changes AS n WHERE n.since IS NOT NULL AND n.ns = h.ns AND n.id = h.id
+                AND n.seq > h.seq ORDER BY n.seq LIMIT 1),
             (SELECT u.unit FROM units AS u WHERE u.ns = h.ns AND u.id = h.id)) AS BLOB) END
-        FROM history AS h WHERE h.seq > ? AND h.kind IN ({Op.PUT}, {Op.EDIT}, {Op.DROP})
+        FROM changes AS h WHERE h.seq > ? AND h.op <> {REPLACED} AND h.since IS NOT {ERASED}
         AND (? IS NULL OR h.ns IN (SELECT value FROM json_each(?2))) ORDER BY h.seq LIMIT ?
         """
     bound = (after, None if spaces is None else json.dumps(list(spaces)), limit)
     return [
-        ChangeRow(seq, _KINDS[kind], unit_id, ns, None if raw is None else read_unit(raw, unit_id))
-        for seq, kind, unit_id, ns, raw in all_rows(con, sql, bound)
+        ChangeRow(seq, _KINDS[op], unit_id, ns, None if raw is None else read_unit(raw, unit_id))
+        for seq, op, unit_id, ns, raw in all_rows(con, sql, bound)
     ]
 
 
@@ -260,8 +276,8 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
 
     Raises HistoryError where there is no such operation, ConflictError where units changed after it.
     """
-    sql = f"SELECT ns, {_END.format('o.seq', _LAST)} FROM operations AS o WHERE seq = ? AND seq > ?"
-    rows = all_rows(con, sql, (operation, floor_of(con).seq))
+    sql = f"SELECT {_SCOPE}, {_END} FROM changes AS o WHERE o.seq = ? AND o.operation = o.seq AND o.seq > {_FLOOR}"
+    rows = all_rows(con, sql, (operation,))
     if not rows or rows[0][0] != ns:
         why = "there is none of that number" if not rows else "it changed another namespace, or several"
         raise HistoryError(
@@ -269,8 +285,11 @@ def to_undo(con: apsw.Connection, ns: int, operation: int) -> list[Step]:
         )
     last = rows[0][1]
     sql = """
-        SELECT DISTINCT h.id FROM history AS h JOIN history AS n ON n.ns = h.ns AND n.id = h.id AND n.seq > ?2
-        WHERE h.seq BETWEEN ?1 AND ?2 ORDER BY h.id
+        SELECT DISTINCT h.id FROM changes AS h WHERE h.seq BETWEEN ?1 AND ?2 AND h.id IS NOT NULL AND (
+            EXISTS (SELECT 1 FROM changes AS n
+                WHERE n.since IS NOT NULL AND n.ns = h.ns AND n.id = h.id AND n.seq > ?2)
+            OR EXISTS (SELECT 1 FROM units AS u WHERE u.ns = h.ns AND u.id = h.id AND u.since > ?2)
+        ) ORDER BY h.id
         """
     later = [row[0] for row in all_rows(con, sql, (operation, last))]
     conflicts = _not_as_after(con, ns, last, later) if later else []
@@ -290,9 +309,11 @@ def _not_as_after(con: apsw.Connection, ns: int, last: int, ids: Sequence[str]) 
         WHERE u.ns = ? AND u.id IN (SELECT value FROM json_each(?))
         """
     now = {name: Step(name, read_unit(raw, name), *rest) for name, raw, *rest in all_rows(con, sql, (ns, names))}
-    sql = f"SELECT DISTINCT id FROM history WHERE ns = ? AND seq > ? AND kind = {ERASED}"
+    sql = f"SELECT DISTINCT id FROM changes WHERE ns = ? AND seq > ? AND since = {ERASED}"
     erased = {row[0] for row in all_rows(con, sql, (ns, last))}
-    return [one for one in ids if one in erased or not _equal(then[one], now.get(one, Step(one, None, None, None)))]
+    none = Step("", None, None, None)
+    same = {one for one in ids if one in then and _equal(then[one], now.get(one, none))}
+    return [one for one in ids if one in erased or one not in same]
 
 
 def _equal(then: Step, now: Step) -> bool:
@@ -305,17 +326,17 @@ def _equal(then: Step, now: Step) -> bool:
 def _before(con: apsw.Connection, ns: int, first: int, last: int, names: str | None = None) -> dict[str, Step]:
     """How the units that changed from ``first`` to ``last`` were before; names: a JSON list, None for all."""
     steps: dict[str, Step] = {}
-    sql = """
-        SELECT h.seq, h.kind, h.id, CAST(h.unit AS BLOB), ifnull(h.vector, v.vector), h.expires_at, h.unit_crc,
-            h.vector_crc
-        FROM history AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.kind <> ?1
-        WHERE h.ns = ?2 AND h.seq BETWEEN ?3 AND ?4 AND (?5 IS NULL OR h.id IN (SELECT value FROM json_each(?5)))
-        ORDER BY h.seq
+    theirs = f"h.seq IN ({of_units('ns = ?1 AND id IN (SELECT value FROM json_each(?4))')})"
+    sql = f"""
+        SELECT h.seq, h.op, h.since, h.id, CAST(h.unit AS BLOB), v.vector, h.expires_at, h.unit_crc, h.vector_crc
+        FROM changes AS h LEFT JOIN vectors AS v ON v.slot = h.slot AND h.op NOT IN ({Op.PUT}, {Op.EDIT})
+        WHERE h.ns = ?1 AND h.seq BETWEEN ?2 AND ?3 AND {"?4 IS NULL" if names is None else theirs} ORDER BY h.seq
         """
-    for seq, kind, unit_id, raw, vector, expires_at, *sums in all_rows(con, sql, (Op.EDIT, ns, first, last, names)):
-        if kind == ERASED:
+    rows = all_rows(con, sql, (ns, first, last, names))
+    for seq, op, since, unit_id, raw, vector, expires_at, *sums in rows:
+        if since == ERASED:
             continue
-        if raw is not None and kind != Op.EDIT and vector is None:
+        if raw is not None and op != Op.EDIT and vector is None:
             raise apsw.CorruptError(f"the vector of {unit_id!r} from before change {seq} is missing")
         pairs = zip((raw, vector), sums, strict=True)
         if any(held is not None and kept not in (None, crc32(held)) for held, kept in pairs):
@@ -329,23 +350,27 @@ def _before(con: apsw.Connection, ns: int, first: int, last: int, names: str | N
 
 def oldest(con: apsw.Connection) -> float | None:
     """Unix time of the oldest operation that is kept."""
-    rows = all_rows(con, "SELECT at FROM operations ORDER BY seq LIMIT 1")
+    rows = all_rows(con, "SELECT at FROM changes WHERE at IS NOT NULL ORDER BY seq LIMIT 1")
     return rows[0][0] if rows else None
 
 
 def purge(con: apsw.Connection, before: float, limit: int) -> int:
     """Forget operations from before a Unix time, at most ``limit`` of their changes; returns the number of changes."""
-    old = all_rows(con, "SELECT seq, at FROM operations WHERE at < ? ORDER BY seq DESC LIMIT 1", (before,))
-    if not old:
+    last = _last_change(con, before, bisect_left)
+    sql = """
+        SELECT max(seq), count(*), max(at) FROM (
+            SELECT seq, at FROM changes WHERE seq <= ? AND operation IS NOT NULL ORDER BY seq LIMIT ?)
+        """
+    reached, count, at = first_row(con, sql, (last, limit))
+    if not count:
         return 0
-    last = first_row(con, f"SELECT {_END.format('?1', _LAST)}", (old[0][0],))[0]
-    sql = "SELECT max(seq), count(*) FROM (SELECT seq FROM history WHERE seq <= ? ORDER BY seq LIMIT ?)"
-    reached, count = first_row(con, sql, (last, limit))
     reached = reached if count == limit else last
-    at = first_row(con, "SELECT max(at) FROM operations WHERE seq <= ?", (reached,))[0]
-    con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND seq <= ?)", (reached,))
-    con.execute("DELETE FROM history WHERE seq <= ?", (reached,))
     con.execute(_DROP_NAMESPACES, (reached,))
-    con.execute(f"DELETE FROM operations WHERE {_END.format('operations.seq', _LAST)} <= ?", (reached,))
-    con.execute(MOVE_FLOOR, (reached, old[0][1] if at is None else at))
+    con.execute(f"DELETE FROM vectors WHERE slot IN ({OLD_SLOTS} AND seq <= ?)", (reached,))
+    con.execute("DELETE FROM changes WHERE seq <= min(?, (SELECT horizon FROM counters))", (reached,))
+    more = "operation = NULL, kind = NULL, at = NULL, ns = NULL, id = NULL"
+    con.execute(
+        f"UPDATE changes SET {FORGET.format('NULL')}, {more} WHERE seq <= ? AND operation IS NOT NULL", (reached,)
+    )
+    con.execute(MOVE_FLOOR, (reached, at))
     return int(count)

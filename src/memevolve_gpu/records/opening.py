@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import apsw
 
 from ..errors import ConfigurationError, NotAStoreError, ReadOnlyError, StorageError
-from ..types import MemoryUnit, Metric
+from ..types import Metric
 from ..utils.arguments import path_text, shown
 from .backup import drop_second_name, has_second_name
 from .connections import (
@@ -24,7 +23,7 @@ from .connections import (
     shut_on_failure,
 )
 from .file_lock import WriteLock, refuse_network_filesystem
-from .fulltext_buffer import default_text, kept_stemming, rebuild_words, refuse_newer, tokenizer_of
+from .fulltext_buffer import TextOf, default_text, kept_stemming, rebuild_words, refuse_newer, tokenizer_of
 from .lineage import beside, refuse_foreign_log
 from .schema import (
     MAX_DIM,
@@ -52,8 +51,8 @@ class OpenOptions(NamedTuple):
     create: bool
     vfs: str | None
     stemming: str | None = None
-    text_of: Callable[[MemoryUnit], str] | None = None
-    """The text of a unit that was given to the keyword index, for one that must be made again."""
+    text_of: TextOf = default_text
+    """The text of a unit for the keyword index."""
 
 
 class Opened(NamedTuple):
@@ -152,7 +151,7 @@ def _bring_up_to_date(con: apsw.Connection, path: Path, lock: WriteLock, options
             elif 0 < version < VERSION:
                 migrate(con, version)
             if _words_are_due(con, path, options):
-                rebuild_words(con, options.text_of or default_text, options.stemming or kept_stemming(con))
+                rebuild_words(con, options.text_of, options.stemming or kept_stemming(con))
             con.execute("COMMIT")
         finally:
             if con.in_transaction:

@@ -22,14 +22,14 @@ from ..utils.arguments import path_text as checked_path
 from ..utils.drafts import PRIVATE, remove_abandoned_drafts
 from . import history, writer
 from .backup import backup, backup_path, restore
-from .check import Finding, TextOf, default_text, examine, repair
+from .check import Finding, examine, repair
 from .connections import Durability, SqlRow, all_rows, checked_counters, first_row
 from .damage import clear_damage, damage_of, derived_paths, noted, read_unit, with_name_of_unit
 from .file_lock import LOCK_SECONDS, WriteLock, file_mode
 from .filter_sql import changed_slots, declare_fields, field_is_short, field_values, matching, where
 from .filters import Filter, parse
 from .fulltext import WordCache, keyword
-from .fulltext_buffer import FOLD_AT, stemming_of
+from .fulltext_buffer import FOLD_AT, TextOf, default_text, stemming_of
 from .keyword_query import parse_query
 from .opening import OpenOptions, database_path, lock_path, open_store, peek
 from .pool import CONFIRM_SECONDS, ReaderPool
@@ -105,10 +105,11 @@ _LIMITS = "SELECT max_units, default_ttl FROM namespaces WHERE key = ?"
 _OPS = (Op.PUT, Op.DROP, Op.CLEAR, Op.EDIT)
 
 _HEAD = "SELECT last_seq, horizon, last_slot, count FROM counters"
-_READ_AFTER = """
-SELECT l.seq, l.op, l.slot, u.id, v.vector, ifnull(u.ns, 0), u.expires_at
-FROM log AS l LEFT JOIN units AS u ON u.slot = l.slot LEFT JOIN vectors AS v ON v.slot = l.slot
-WHERE l.seq > ? ORDER BY l.seq LIMIT ?
+_READ_AFTER = f"""
+SELECT l.seq, iif(l.op = {history.REPLACED}, {Op.DROP}, l.op), l.slot, u.id, v.vector, ifnull(u.ns, 0), u.expires_at
+FROM changes AS l LEFT JOIN units AS u ON u.slot = l.slot LEFT JOIN vectors AS v ON v.slot = l.slot
+WHERE l.seq > max(?, (SELECT horizon FROM counters)) AND l.seq <= (SELECT last_seq FROM counters)
+ORDER BY l.seq LIMIT ?
 """
 _SCAN = """
 SELECT u.slot, u.id, v.vector, u.ns, u.expires_at FROM units AS u JOIN vectors AS v ON v.slot = u.slot
@@ -160,7 +161,8 @@ class Records:
                 raise
             store_id = opened.info.store_id
             pool = ReaderPool(path, vfs=options.vfs, unshared=opened.unshared, lock=lock, store_id=store_id)
-            self._session = Session(path, lock, opened.con, pool, options.durability, opened.read_only)
+            durable, text_of = options.durability, options.text_of
+            self._session = Session(path, lock, opened.con, pool, durable, opened.read_only, text_of)
             if not opened.read_only:
                 remove_abandoned_drafts([path, *derived_paths(path)])
         self.path = path
@@ -197,7 +199,7 @@ class Records:
         process none. vfs: name of an apsw VFS. lock_timeout: seconds that a write waits for others.
         file_mode: of a new file, as ``chmod`` takes it. stemming: of the keyword index, see ``tokenizer.py``; None
         takes that of the file. An index that an older tokenizer or another stemming made is made again, in one
-        transaction; text_of: the text of a unit for it.
+        transaction. text_of: the text of a unit for the index, always the same for one file.
         Raises ConfigurationError, DimensionMismatchError, StorageError,
         NotAStoreError, NewerSchemaError, ReadOnlyError (when creating), NetworkFilesystemError, CorruptStoreError.
         """
@@ -293,17 +295,16 @@ class Records:
         goal = database_path(checked_path("path", target).removesuffix(".db"))
         return self._read(lambda con: backup(con, self.path, goal, self._pool.vfs, self._pool.is_current))
 
-    def check(self, fix: bool = False, *, text_of: TextOf = default_text) -> list[Finding]:
+    def check(self, fix: bool = False) -> list[Finding]:
         """Verify the store; with ``fix`` repair what can be repaired, under the write lock.
 
-        text_of: the keyword text of a unit, in case the keyword index must be rebuilt. After a repair every index
-        finds itself below the horizon and reloads.
+        After a repair every index finds itself below the horizon and reloads.
         """
         if not fix:
             found = self._snapshot(lambda con: examine(con, self.dim))
         else:
             with self.write() as tx:
-                found = tx.outside(lambda con: repair(con, self.dim, text_of))
+                found = tx.outside(lambda con: repair(con, self.dim, self._session.text_of))
         if all(finding.fixed for finding in found):
             clear_damage(self.path)
         return found
@@ -544,7 +545,8 @@ class Records:
             if len(cache.pending) > 4 * FOLD_AT:
                 cache.pending = {}
             query = parse_query(text, stemming)
-            return keyword(con, query, limit, parsed, cache, ns, now, stemming, within, relative)
+            text_of = self._session.text_of
+            return keyword(con, query, limit, parsed, cache, text_of, ns, now, stemming, within, relative)
 
         return self._snapshot(read)
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import apsw
 
 from ..errors import ConfigurationError, DimensionMismatchError, NewerSchemaError, NotAStoreError
-from ..types import Metric
+from ..types import Metric, Op
 from .connections import all_rows, first_row
-from .history import HISTORY_TABLES
-from .lineage import first_link
+from .history import CHANGES_TABLE, ERASED, REPLACED
+from .lineage import NO_TOKEN, first_link, next_link
 from .tokenizer import STEMMING, TOKENCHARS, TOKENIZER
 
 APPLICATION_ID = 0x4D456756
@@ -108,12 +108,48 @@ CREATE TABLE namespaces (
     default_ttl REAL                        -- seconds
 ) STRICT;
 {SPACE_WORDS_TABLE};
-{HISTORY_TABLES}
+CREATE TABLE operations (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, at REAL NOT NULL, ns INTEGER NOT NULL) STRICT;
+CREATE TABLE history (
+    seq INTEGER PRIMARY KEY,
+    kind INTEGER NOT NULL,
+    ns INTEGER NOT NULL,
+    id TEXT NOT NULL,
+    slot INTEGER,
+    unit TEXT,
+    vector BLOB,
+    expires_at REAL
+) STRICT;
+CREATE INDEX history_units ON history (ns, id);
+CREATE TABLE history_floor (            -- one row
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    seq INTEGER NOT NULL,               -- newest change that the history no longer holds
+    feed INTEGER NOT NULL,              -- newest one that the change feed no longer holds, because of an erasure
+    at REAL NOT NULL                    -- Unix time of the former
+) STRICT
 """
 
 _SINCE_VERSION_3 = """
-ALTER TABLE history ADD COLUMN unit_crc INTEGER;    -- as in units; NULL in rows that were written before version 3
+ALTER TABLE history ADD COLUMN unit_crc INTEGER;
 ALTER TABLE history ADD COLUMN vector_crc INTEGER
+"""
+
+_SINCE_VERSION_4 = f"""
+ALTER TABLE units ADD COLUMN since INTEGER;         -- the change that put the unit there; NULL in rows of before
+{CHANGES_TABLE};
+INSERT OR IGNORE INTO vectors SELECT slot, vector FROM history WHERE vector IS NOT NULL AND kind IN (2, {REPLACED});
+INSERT INTO changes
+SELECT h.seq, CASE WHEN l.op = {Op.CLEAR} THEN l.op WHEN h.kind = 6 THEN ifnull(l.op, {Op.DROP}) ELSE h.kind END,
+    coalesce(h.slot, l.slot, 0), o.seq, o.kind, o.at, h.ns, h.id, iif(h.kind = 6, {ERASED}, 0),
+    h.expires_at, h.unit_crc, h.vector_crc, h.unit
+FROM history AS h LEFT JOIN log AS l ON l.seq = h.seq
+LEFT JOIN operations AS o ON o.seq = (SELECT max(seq) FROM operations WHERE seq <= h.seq) ORDER BY h.seq;
+INSERT OR IGNORE INTO changes (seq, op, slot, operation, kind, at, ns, since)
+SELECT seq, {Op.DROP}, 0, seq, kind, at, ns, {ERASED} FROM operations WHERE seq > (SELECT seq FROM history_floor);
+INSERT OR IGNORE INTO changes (seq, op, slot) SELECT seq, op, slot FROM log;
+DROP TABLE log;
+DROP TABLE history;
+DROP TABLE operations;
+DROP TABLE pending                                  -- whose rows are made from the units when they are needed
 """
 
 MIGRATIONS: tuple[str, ...] = (
@@ -132,6 +168,7 @@ DROP TABLE access_1;
 INSERT INTO history_floor SELECT 1, last_seq, last_seq, unixepoch() FROM counters
 """,
     _SINCE_VERSION_3,
+    _SINCE_VERSION_4,
 )
 """Scripts that migrate a file from version i + 1 to i + 2, oldest first. Never edit one that was released."""
 
@@ -174,8 +211,8 @@ def state_of(con: apsw.Connection, path: Path) -> int:
 def create(con: apsw.Connection, dim: int, metric: Metric, stemming: str = STEMMING) -> None:
     """Write the tables of a new store. Call inside a transaction on an empty file."""
     con.execute(_TABLES)
-    con.execute(_SINCE_VERSION_2)
-    con.execute(_SINCE_VERSION_3)
+    for script in (_SINCE_VERSION_2, _SINCE_VERSION_3, _SINCE_VERSION_4):
+        con.execute(script)
     con.execute("INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, 0, 0, ?)", (first_link(),))
     con.execute("INSERT INTO history_floor VALUES (1, 0, 0, 0)")
     con.execute("INSERT INTO store VALUES (1, ?, ?, ?, ?)", (uuid.uuid4().hex, dim, metric, time.time()))
@@ -192,7 +229,10 @@ def migrate(con: apsw.Connection, version: int) -> None:
         counters = first_row(
             con, "SELECT last_seq, horizon, last_slot, count, next_auto, folded, backlog FROM counters"
         )
-        con.execute("UPDATE counters SET link = ?", (first_link(counters),))
+        link = first_link(counters)
+    else:
+        link = next_link(first_row(con, "SELECT link FROM counters")[0], NO_TOKEN)
+    con.execute("UPDATE counters SET link = ?", (link,))
     con.execute(f"PRAGMA user_version = {VERSION}")
 
 

@@ -24,7 +24,17 @@ from ..utils.plain import json_text
 from . import history
 from .connections import SqlRow, all_rows, checked_counters, first_row
 from .damage import noted, read_unit
-from .fulltext_buffer import FOLD_AT, add_terms, drop_terms, forget_all, index_rows, merge_pending, tokenizer_of
+from .fulltext_buffer import (
+    FOLD_AT,
+    TextOf,
+    add_terms,
+    default_text,
+    drop_terms,
+    forget_all,
+    index_rows,
+    merge_pending,
+    tokenizer_of,
+)
 from .lineage import NO_TOKEN, next_link
 from .sqlite_errors import SQLITE_ERRORS
 from .tokenizer import TOKENIZER
@@ -77,7 +87,7 @@ def read_counts(con: apsw.Connection, ns: int = 0) -> dict[str, int]:
 
 
 _CHANGED = (
-    "SELECT u.id FROM log AS l JOIN units AS u ON u.slot = l.slot WHERE l.seq > ? AND l.op IN (?, ?) AND u.ns = ?"
+    "SELECT u.id FROM changes AS l JOIN units AS u ON u.slot = l.slot WHERE l.seq > ? AND l.op IN (?, ?) AND u.ns = ?"
 )
 
 
@@ -115,19 +125,22 @@ _AUTO_ID = re.compile(r"unit_(0|[1-9][0-9]{0,11})", re.ASCII)
 _CHUNK = 1000
 
 _COUNTERS = """
-SELECT last_seq, horizon, last_slot, c.count, c.next_auto, folded, backlog, others, link, max_units, default_ttl
+SELECT last_seq, horizon, last_slot, c.count, c.next_auto, folded, backlog, others, link, max_units, default_ttl,
+    ifnull((SELECT at FROM changes WHERE seq = last_seq), (SELECT at FROM history_floor))
 FROM counters AS c LEFT JOIN namespaces AS n ON n.key = 0
 """
-"""With the limits of the default namespace, so that a write needs no other statement for them."""
+"""With the limits of the default namespace and the time of the newest operation, so that a write needs no other
+statement for them."""
 
 _KEEP = (
     "UPDATE counters SET last_seq = ?, horizon = ?, last_slot = ?, count = ?, next_auto = ?, folded = ?, backlog = ?"
     ", others = ?, link = ?"
 )
-_ADD_UNIT = "INSERT INTO units (slot, id, unit, unit_crc, vector_crc, ns, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_ADD_UNIT = "INSERT INTO units VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_FIND = "SELECT slot, CAST(unit AS BLOB), ifnull(since, 0), expires_at, unit_crc FROM units WHERE ns = ? AND id = ?"
 _DELETE = """
 DELETE FROM units WHERE ns = ? AND id = ? AND ifnull(expires_at > ?, 1)
-RETURNING slot, CAST(unit AS BLOB), expires_at, unit_crc, vector_crc
+RETURNING slot, ifnull(since, 0), expires_at, unit_crc, vector_crc, CAST(unit AS BLOB)
 """
 _NOTED = """
 CASE WHEN json_valid({0}) THEN json_object('type', {0} -> '$.type', 'tags', {0} -> '$.tags') ELSE '{{}}' END
@@ -140,12 +153,10 @@ _ADD_STALE_OF = (
 )
 
 _ADD_VECTOR = "INSERT INTO vectors VALUES (?, ?)"
-_ADD_LOG = "INSERT INTO log VALUES (?, ?, ?)"
 _LOG_CLEARED = f"""
-INSERT INTO log SELECT ? + row_number() OVER (ORDER BY slot), {Op.DROP}, slot FROM units WHERE ns = ?
+INSERT INTO changes (seq, op, slot)
+SELECT ?1 + row_number() OVER (ORDER BY slot), {Op.DROP}, slot FROM units WHERE ns = ?2
 """
-_LOG_NEW = f"INSERT INTO log SELECT slot + ?1, {Op.PUT}, slot FROM units WHERE slot > ?2"
-_ADD_TEXT = "INSERT INTO pending VALUES (?, ?, ?)"
 
 
 class EncodedUnit(NamedTuple):
@@ -176,7 +187,9 @@ _Checked = tuple[str, str, bytes, float | None, Json, Json]
 
 NewUnit = MemoryUnit | EncodedUnit
 NewRow = tuple[NewUnit, str, bytes, str] | tuple[NewUnit, str, bytes, str, "float | None"]
-"""(unit, text for the keyword index, vector, id, Unix time from which it is gone)"""
+"""(unit, its text for the keyword index, vector, id, Unix time from which it is gone)"""
+
+_NO_HISTORY, _NO_OLD_VERSION = (None,) * 10, (None,) * 5
 
 
 class Limits(NamedTuple):
@@ -201,7 +214,10 @@ class _Found(NamedTuple):
     seq: int
     slot: int
     raw: object
-    unit: MemoryUnit | None
+    since: int
+    expires_at: float | None
+    crc: int | None
+    unit: MemoryUnit | None = None
 
 
 class Transaction:
@@ -220,9 +236,12 @@ class Transaction:
         space: tuple[str, ...] = (),
         clock: Callable[[], float] = time.time,
         operation: str | None = None,
+        text_of: TextOf = default_text,
     ) -> None:
-        """operation: its kind in the history; None keeps no history."""
-        self._operation = operation
+        """operation: its kind in the history; None keeps no history. text_of: the keyword text of a unit."""
+        self._operation, self._text_of = operation, text_of
+        self._at: float | None = None
+        """Unix time of the operation, once there is one."""
         self._space, self._clock, self._others = space, clock, 0
         self._key: int | None = None
         self._own = self._next = 0
@@ -306,12 +325,10 @@ class Transaction:
 
     def expire(self, unit_id: str, expires_at: float | None) -> bool:
         """Set when a live unit expires."""
-        found = self.find(unit_id)
-        if found is None:
+        if self.find(unit_id) is None or self._last is None:
             return False
-        self._keep(history.ADD_EDITED, Op.EDIT, found.slot)
-        self._run("UPDATE units SET expires_at = ? WHERE slot = ?", (expires_at, found.slot))
-        self._log(Op.EDIT, found.slot)
+        self._run("UPDATE units SET expires_at = ? WHERE slot = ?", (expires_at, self._last.slot))
+        self._log_edit(self._last)
         return True
 
     def drop_expired(self, limit: int) -> int:
@@ -334,23 +351,22 @@ class Transaction:
 
         known: its JSON text and the unit as they were before; the text is not parsed again where it is the same.
         """
-        rows = self._run(
-            "SELECT slot, CAST(unit AS BLOB), expires_at FROM units WHERE ns = ? AND id = ?", (self.namespace, unit_id)
-        )
-        if not rows or (rows[0][2] is not None and rows[0][2] <= self._clock()):
+        found = self._read(unit_id)
+        if found is None or (found.expires_at is not None and found.expires_at <= self._clock()):
             return None
-        slot, raw, expires_at = rows[0]
-        unit = known[1] if known is not None and known[0] == raw else read_unit(raw, unit_id)
-        self._last = _Found(unit_id, self._seq, slot, raw, unit)
-        return Stored(slot, unit, expires_at)
+        unit = known[1] if known is not None and known[0] == found.raw else read_unit(found.raw, unit_id)
+        self._last = found._replace(unit=unit)
+        return Stored(found.slot, unit, found.expires_at)
+
+    def _read(self, unit_id: str) -> _Found | None:
+        rows = self._run(_FIND, (self.namespace, unit_id))
+        return _Found(unit_id, self._seq, *rows[0]) if rows else None
 
     def _found(self, unit_id: str) -> _Found | None:
         """A unit, expired or not; not read again where nothing changed since :meth:`find`."""
         if self._last is not None and self._last[:2] == (unit_id, self._seq):
             return self._last
-        sql = "SELECT slot, CAST(unit AS BLOB) FROM units WHERE ns = ? AND id = ?"
-        rows = self._run(sql, (self.namespace, unit_id))
-        return _Found(unit_id, self._seq, rows[0][0], rows[0][1], None) if rows else None
+        return self._read(unit_id)
 
     def _enter_space(self) -> None:
         if not self._space:
@@ -368,7 +384,6 @@ class Transaction:
     def put(
         self,
         unit: NewUnit,
-        text: str,
         vector: bytes,
         unit_id: str,
         expires_at: float | None = None,
@@ -376,16 +391,16 @@ class Transaction:
     ) -> int:
         """Store a row version and return its new slot; a live unit of the same id is replaced.
 
-        text: what the keyword index reads. vector: ``dim`` little-endian float32, kept as given. unit: a JSON object;
-        its ``id`` becomes ``unit_id``. instead: gives the unit that is stored where there is one to replace. Raises
-        InvalidUnitError, InvalidVectorError (DimensionMismatchError).
+        vector: ``dim`` little-endian float32, kept as given. unit: a JSON object; its ``id`` becomes ``unit_id``.
+        instead: gives the unit that is stored where there is one to replace. Raises InvalidUnitError,
+        InvalidVectorError (DimensionMismatchError).
         """
-        made = self._checked(unit, text, vector, unit_id).json
+        made = self._checked(unit, vector, unit_id).json
         ns, slot, sums = self._made(), self._slot + 1, zlib.crc32(vector)
         known = self._last is not None and self._last[:2] == (unit_id, self._seq)
         try:
             if not known:
-                self._raw(_ADD_UNIT, (slot, unit_id, made, crc_of(made), sums, ns, expires_at))
+                self._raw(_ADD_UNIT, (slot, unit_id, made, crc_of(made), sums, ns, expires_at, self._seq + 1))
         except apsw.ConstraintError:
             known = True
         except SQLITE_ERRORS as error:
@@ -394,23 +409,25 @@ class Transaction:
             made = made if instead is None else named_unit(instead(), unit_id).json
             self._remove(unit_id, ns, kind=history.REPLACED)
             slot = self._slot + 1
-            self._run(_ADD_UNIT, (slot, unit_id, made, crc_of(made), sums, ns, expires_at))
+            self._run(_ADD_UNIT, (slot, unit_id, made, crc_of(made), sums, ns, expires_at, self._seq + 1))
         self._run(_ADD_VECTOR, (slot, vector))
-        self._run(_ADD_TEXT, (slot, text, ns))
         self._absent.discard(unit_id)
         self._slot = slot
         self._counted(1, ns)
         self._backlog += 1
-        self._keep(history.ADD, Op.PUT, ns, unit_id)
-        self._log(Op.PUT, slot)
+        self._log(Op.PUT, slot, ns, unit_id, *_NO_OLD_VERSION)
         self._reserve(unit_id)
         return slot
 
     def put_many(self, rows: Iterable[NewRow]) -> None:
-        """Store many rows in order, as :meth:`put` would one by one, in memory for a thousand at a time."""
+        """Store many rows in order, as :meth:`put` would one by one, in memory for a thousand at a time.
+
+        Their texts must be those that ``text_of`` gives: some are made again from the units.
+        """
         chunk: dict[str, _Checked] = {}
         for unit, text, vector, unit_id, *expiry in rows:
-            made = self._checked(unit, text, vector, unit_id)
+            made = self._checked(unit, vector, unit_id)
+            _refuse_surrogates(text, "the text of", unit_id)
             if unit_id in chunk or len(chunk) == _CHUNK:
                 self._put_chunk(chunk)
                 chunk = {}
@@ -419,12 +436,14 @@ class Transaction:
             self._put_chunk(chunk)
 
     def edit(self, unit_id: str, unit: NewUnit, expires_at: float | None = None) -> bool:
-        """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit."""
+        """Change the unit in place: its slot, vector and keyword text stay. False when there is no such unit.
+
+        The caller makes sure that its text is still the same.
+        """
         found = self._found(unit_id)
         if found is None:
             return False
         new, slot = named_unit(unit, unit_id), found.slot
-        self._keep(history.ADD_EDITED, Op.EDIT, slot)
         sql = "UPDATE units SET unit = ?, unit_crc = ?, expires_at = ? WHERE slot = ?"
         self._run(sql, (new.json, crc_of(new.json), expires_at, slot))
         if slot <= self._folded:
@@ -432,7 +451,7 @@ class Transaction:
             if _labels_of(old) != (new.kind, new.tags):
                 self._guarded(drop_terms, slot, _text(found.raw))
                 self._guarded(add_terms, slot, new.json)
-        self._log(Op.EDIT, slot)
+        self._log_edit(found)
         return True
 
     def drop(self, unit_id: str) -> bool:
@@ -455,30 +474,29 @@ class Transaction:
         if not removed:
             return 0
         if self._operation is not None:
-            self._run(history.ADD_CLEARED.format(""), (self._seq,))
-            self._seq += removed - 1
-            self.purge(self._seq)
+            self._run(history.ADD_CLEARED, (self._seq, *self._stamp()))
+            self._seq += removed
+            self._run("UPDATE changes SET op = ? WHERE seq = ?", (Op.CLEAR, self._seq))
+            self.purge(self._seq - 1)
         else:
             self._run(f"DELETE FROM vectors WHERE slot NOT IN ({history.OLD_SLOTS})", ())
+            self._log(Op.CLEAR, self._slot)
         self._run("DELETE FROM units; DELETE FROM access", ())
         self._guarded(forget_all)
         self._count, self._backlog, self._folded = 0, 0, self._slot
-        self._log(Op.CLEAR, self._slot)
         return removed
 
     def _clear_namespace(self, ns: int) -> int:
         """Remove every unit of a namespace; the log has an entry for each."""
         if self._operation is not None:
-            self._run(history.ADD_CLEARED.format("WHERE u.ns = ?2"), (self._seq, ns))
-        self._run(_LOG_CLEARED, (self._seq, ns))
-        theirs = "slot IN (SELECT slot FROM units WHERE ns = ?1)"
-        stale = self._run(_ADD_STALE_OF, (ns, self._folded))
-        pending = self._run(f"DELETE FROM pending WHERE {theirs} RETURNING 1", (ns,))
-        if self._operation is None:
-            self._run(f"DELETE FROM vectors WHERE {theirs}", (ns,))
+            self._run(f"{history.ADD_CLEARED} WHERE ns = ?5", (self._seq, *self._stamp(), ns))
+        else:
+            self._run(_LOG_CLEARED, (self._seq, ns))
+            self._run("DELETE FROM vectors WHERE slot IN (SELECT slot FROM units WHERE ns = ?)", (ns,))
+        stale = len(self._run(_ADD_STALE_OF, (ns, self._folded)))
         removed = len(self._run("DELETE FROM units WHERE ns = ? RETURNING 1", (ns,)))
         self._run("DELETE FROM access WHERE ns = ?", (ns,))
-        self._backlog += len(stale) - len(pending)
+        self._backlog += stale - (removed - stale)
         self._seq += removed
         self._counted(-removed, ns)
         self._expired = None
@@ -533,7 +551,7 @@ class Transaction:
 
     def merge_pending(self) -> None:
         """Bring the keyword and terms indexes up to every row now. Raises NewerSchemaError, see ``fulltext_buffer``."""
-        self._guarded(merge_pending, self._path, self._folded)
+        self._guarded(merge_pending, self._path, self._folded, self._text_of)
         self._folded, self._backlog = self._slot, 0
 
     def finish(self) -> None:
@@ -544,7 +562,8 @@ class Transaction:
             self._run("UPDATE namespaces SET count = count + ? WHERE key = ?", (change, key))
             self._own += change if key == self.namespace else 0
         self._changed = {}
-        self._note_operation()
+        if self._operation is None and self._seq != self.head.last_seq:
+            self._run(history.MOVE_FLOOR, (self._seq, self._clock()))
         if self.namespace > 0:
             self._run("UPDATE namespaces SET next_auto = ? WHERE key = ?", (self._next, self.namespace))
         now = (
@@ -558,7 +577,8 @@ class Transaction:
         horizon = min(upto_seq, self._seq)
         if horizon <= self._horizon:
             return 0
-        self._run("DELETE FROM log WHERE seq <= ?", (horizon,))
+        sql = "DELETE FROM changes WHERE seq <= min(?, (SELECT seq FROM history_floor)) AND operation IS NULL"
+        self._run(sql, (horizon,))
         removed, self._horizon = horizon - self._horizon, horizon
         return removed
 
@@ -583,43 +603,41 @@ class Transaction:
             self._others += by
             self._changed[ns] = self._changed.get(ns, 0) + by
 
-    def _keep(self, sql: str, kind: int, *parameters: object) -> None:
-        """Add a row to the history, for the log entry that comes next."""
-        if self._operation is not None:
-            self._run(sql, (self._seq + 1, kind, *parameters))
+    def _log(self, op: int, slot: int, *of_unit: object) -> None:
+        """Note a change. of_unit: namespace, id and the old version, which are kept where there is a history."""
+        self._seq += 1
+        kept = _NO_HISTORY if self._operation is None else (*self._stamp(), *of_unit)
+        self._run(history.ADD, (self._seq, op, slot, *kept))
 
-    def _note_operation(self) -> None:
-        if self._seq == self.head.last_seq:
-            return
+    def _log_edit(self, old: _Found) -> None:
+        self._log(Op.EDIT, old.slot, self.namespace, old.unit_id, old.since, old.expires_at, old.crc, None, old.raw)
+
+    def _stamp(self) -> tuple[int | None, str | None, float | None]:
+        """First change, kind and Unix time of the operation; None without a history."""
         if self._operation is None:
-            self._run(history.MOVE_FLOOR, (self._seq, self._clock()))
-        else:
-            ns = history.ALL_SPACES if self._operation in ("sweep", "forget_subject") else self.namespace
-            self._run(history.ADD_OPERATION, (self.head.last_seq + 1, self._operation, self._clock(), ns))
+            return None, None, None
+        if self._at is None:
+            self._at = max(self._clock(), self._newest)
+        return self.head.last_seq + 1, self._operation, self._at
 
     def _remove(self, unit_id: str, ns: int, now: float = -math.inf, kind: int = Op.DROP) -> bool:
         """Remove a unit unless it has expired by ``now``. kind: of the row in the history."""
         rows = self._run(_DELETE, (ns, unit_id, now))
         if not rows:
             return False
-        slot, raw, expires_at, *sums = rows[0]
+        slot, *old = rows[0]
         if self._operation is None:
             self._run("DELETE FROM vectors WHERE slot = ?", (slot,))
-        else:
-            self._keep(history.ADD_REMOVED, kind, ns, unit_id, slot, raw, expires_at, *sums)
         if slot <= self._folded:
-            self._run(_ADD_STALE, (slot, _text(raw), ns))
-            self._backlog += 1
-        else:
-            self._run("DELETE FROM pending WHERE slot = ?", (slot,))
-            self._backlog -= 1
+            self._run(_ADD_STALE, (slot, _text(old[-1]), ns))
+        self._backlog += 1 if slot <= self._folded else -1
         self._counted(-1, ns)
         self._expired = None
-        self._log(Op.DROP, slot)
+        self._log(kind, slot, ns, unit_id, *old)
         return True
 
     def _load(self, con: apsw.Connection) -> None:
-        *numbers, self._held, most, ttl = first_row(con, _COUNTERS)
+        *numbers, self._held, most, ttl, self._newest = first_row(con, _COUNTERS)
         self._limits = None if self._space else Limits(most, ttl)
         self._last, self._absent = None, set()
         self._before = checked_counters(numbers)
@@ -634,20 +652,17 @@ class Transaction:
         merges = self._is_due(len(chunk))
         if merges and self._backlog:
             self.merge_pending()
-        slots = range(self._slot + 1, self._slot + 1 + len(chunk))
+        slots, behind = range(self._slot + 1, self._slot + 1 + len(chunk)), self._seq - self._slot
         rows = list(chunk.values())
         self._many(
             _ADD_UNIT,
             (
-                (slot, unit_id, made, crc_of(made), zlib.crc32(vector), ns, expires_at)
+                (slot, unit_id, made, crc_of(made), zlib.crc32(vector), ns, expires_at, slot + behind)
                 for slot, unit_id, (made, _, vector, expires_at, *_) in zip(slots, chunk, rows, strict=True)
             ),
         )
         self._many(_ADD_VECTOR, ((slot, vector) for slot, (_, _, vector, *_) in zip(slots, rows, strict=True)))
-        behind = self._seq - self._slot
-        self._run(_LOG_NEW, (behind, self._slot))
-        if self._operation is not None:
-            self._run(history.ADD_NEW, (behind, self._slot))
+        self._run(history.ADD_NEW, (behind, self._slot, *self._stamp()))
         self._slot, self._seq = slots[-1], slots[-1] + behind
         self._counted(len(rows), ns)
         if merges:
@@ -655,7 +670,6 @@ class Transaction:
             self._guarded(index_rows, self._path, ns, words)
             self._folded = self._slot
         else:
-            self._many(_ADD_TEXT, ((slot, text, ns) for slot, (_, text, *_) in zip(slots, rows, strict=True)))
             self._backlog += len(rows)
         self._absent.difference_update(chunk)
         for unit_id in chunk:
@@ -665,7 +679,7 @@ class Transaction:
         """Would so many more notes make the transaction merge? Never an index that another tokenizer made."""
         return self._backlog + more >= FOLD_AT and self._guarded(tokenizer_of).partition(" ")[0] == TOKENIZER
 
-    def _checked(self, unit: NewUnit, text: str, vector: object, unit_id: object) -> EncodedUnit:
+    def _checked(self, unit: NewUnit, vector: object, unit_id: object) -> EncodedUnit:
         if not isinstance(unit_id, str) or not unit_id:
             raise InvalidUnitError(f"id must be a string that is not empty, not {unit_id!r}")
         if not isinstance(vector, bytes):
@@ -674,12 +688,7 @@ class Transaction:
             raise DimensionMismatchError(
                 self._dim, len(vector) // 4, f"the vector of {unit_id!r} has {len(vector)} bytes"
             )
-        _refuse_surrogates(text, "the text of", unit_id)
         return named_unit(unit, unit_id)
-
-    def _log(self, op: int, slot: int) -> None:
-        self._run(_ADD_LOG, (self._seq + 1, op, slot))
-        self._seq += 1
 
     def _reserve(self, unit_id: str) -> None:
         if unit_id.startswith("unit_"):

@@ -33,6 +33,7 @@ from .connections import (
 )
 from .damage import noted
 from .file_lock import WriteLock
+from .fulltext_buffer import TextOf
 from .lineage import NO_TOKEN, TOKEN_BYTES, beside, next_link
 from .pool import ReaderPool
 from .sqlite_errors import SQLITE_ERRORS
@@ -112,8 +113,10 @@ class Session:
         pool: ReaderPool,
         durability: Durability,
         read_only: bool,
+        text_of: TextOf,
     ) -> None:
         self.path = path
+        self.text_of = text_of
         self.lock = lock
         self.pool = pool
         self.read_only = read_only
@@ -426,10 +429,12 @@ class WriteContext:
         session = self._session
         if session.group is None:
             session.begin(con)
-            return Transaction(con, session.path, self._dim, session.floor, self._space, self._clock, self._operation)
-        con.execute("SAVEPOINT member")
-        tx = Transaction(con, session.path, self._dim, session.floor, self._space, self._clock, self._operation)
-        tx.link = session.group.link
+        else:
+            con.execute("SAVEPOINT member")
+        settings = self._space, self._clock, self._operation, session.text_of
+        tx = Transaction(con, session.path, self._dim, session.floor, *settings)
+        if session.group is not None:
+            tx.link = session.group.link
         return tx
 
     def _commit_together(self, hold: _WriteHold, tx: Transaction) -> None:

@@ -21,7 +21,7 @@ from ...utils.arguments import real_number, shown, whole_number
 from .capacity import report_pruned, reserve_room
 from .namespaces import Path, subtree_path
 from .reports import history_key
-from .units import checked_id, unit_to_text
+from .units import checked_id
 from .unsupported import Unsupported
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class HistoryMixin(Unsupported):
                 if step.vector is None:  # it stayed the same, so it is alive
                     tx.edit(step.unit_id, step.unit, step.expires_at)
                 else:
-                    tx.put(step.unit, unit_to_text(step.unit), step.vector, step.unit_id, step.expires_at)
+                    tx.put(step.unit, step.vector, step.unit_id, step.expires_at)
         session.written()
         report_pruned(session, pruned)
         found = self.operations(1, before=first + 1)

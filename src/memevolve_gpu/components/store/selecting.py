@@ -287,7 +287,7 @@ class NamespacedBackend(OpenBackend, MetadataMixin):
                         if text is None:
                             tx.edit(made.unit_id, made, until)
                         else:
-                            tx.put(made, text, vectors[text].tobytes(), made.unit_id, until)
+                            tx.put(made, vectors[text].tobytes(), made.unit_id, until)
             if not missing:
                 break
             # outside the lock: it may take seconds, and units may change meanwhile

@@ -209,8 +209,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
         given = plain_unit(unit)
         made = self._stamped(given)
         superseded = None if replaces is None else checked_id(replaces, "replaces")
-        text = text_to_embed(given)
-        vector = session.embedder.embed(text)
+        vector = session.embedder.embed(text_to_embed(given))
         move_waiting_rows(session, 1)
         with self._write("store", grouped=True) as tx:
             take = tx.find if superseded == given.get("id") else tx.drop
@@ -219,7 +218,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
             pruned = reserve_room(session, tx, [given.get("id")])
             unit_id = given.get("id") or tx.next_auto_id()
             until = expiry_of(ttl, expires_at, session.clock(), tx.limits.default_ttl)
-            tx.put(made, text, vector.tobytes(), unit_id, until, lambda: self._keep_times([made], tx)[0])
+            tx.put(made, vector.tobytes(), unit_id, until, lambda: self._keep_times([made], tx)[0])
         session.written(1)
         report_pruned(session, pruned)
         return unit_id
@@ -312,7 +311,7 @@ class VectorStore(HistoryMixin, NamespacedBackend):
                     tx.edit(unit_id, made, until)
                     break
                 if vector is not None:
-                    tx.put(made, text, vector.tobytes(), unit_id, until)
+                    tx.put(made, vector.tobytes(), unit_id, until)
                     break
             must_embed = True
         session.written(1)
