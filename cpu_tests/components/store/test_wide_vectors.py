@@ -205,8 +205,10 @@ def test_whatever_becomes_of_the_snapshot(tmp_path: Path, what: str) -> None:
         path.unlink()
         path.write_bytes(whole)
     with opened(tmp_path, vectors) as store:
-        assert store._open.live.view.index.kind == "exact"
+        if what != "of the records alone":  # that is seen when the row is compared
+            assert store._open.live.view.index.kind == "exact"
         assert finds(store, vectors, 1.0) == 1.0
+        assert store._open.live.view.index.kind == "exact"
         assert store.run_maintenance()["actions"] == ["built ivf of 600 rows"]
         assert store.statistics()["mapped_bytes"] == vectors.nbytes
 

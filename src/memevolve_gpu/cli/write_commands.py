@@ -67,23 +67,22 @@ def copy(
     output = Output(as_json)
     if _canonical(source) == _canonical(target):
         raise InputError(f"TO: it is the same store as FROM, {source!r}; name another")
-    with open_existing(source, None) as read:
+    with _continuable(), open_existing(source, None) as read:
         model = StoredModel(stored_model(source), read.embedding_dim)
         with (
-            _continuable() as held,
+            held_interrupt() as held,  # until a page is stored, so that a store that was created is not left empty
             open_or_create(target, model, metric=cast("MetricName", read.metric)) as written,
             output.progress("copying") as report,
         ):
             done = copy_store(read, written, replace=replace, progress=_after_a_page(held, report))
-    output.show(done.as_dict(), *_copied(done, source, target))
+        output.show(done.as_dict(), *_copied(done, source, target))
 
 
 @contextmanager
-def _continuable() -> Iterator[HeldInterrupt]:
-    """Delay Ctrl-C until a page is stored, so that a store that was created is not left empty."""
+def _continuable() -> Iterator[None]:
+    """Say at Ctrl-C what becomes of a copy."""
     try:
-        with held_interrupt() as held:
-            yield held
+        yield
     except KeyboardInterrupt:
         raise Interrupted("interrupted; the pages before are stored, and the same command continues") from None
 
@@ -295,19 +294,21 @@ def _import_from(
     function = choose_embedder(embedder, model) if dim is None else StoredModel(model, dim)
     if metric is None and source.metric is not None and not exists(prefix):
         metric = cast("MetricName", source.metric)
-    with _continuable() as held, open_or_create(prefix, function, index_type, metric) as opened:
-        with output.progress("importing") as report:
-            done = import_into(opened, source, replace=replace, progress=_after_a_page(held, report))
-        held.release()
-        if opened.get_storage_health()["needs_retraining"]:
-            with output.progress("building the index") as report:
-                opened.run_maintenance(report)
-        count = opened.count()
-    output.show(
-        {**done.as_dict(), "count": count},
-        f"imported {done.imported} units from {path}, {done.present} were there already, {done.replaced} replaced",
-        f"verified: {done.verified} units and ids, {done.vectors_compared} vectors bit by bit, in {done.seconds:.1f} s",
-    )
+    with _continuable():
+        with held_interrupt() as held, open_or_create(prefix, function, index_type, metric) as opened:
+            with output.progress("importing") as report:
+                done = import_into(opened, source, replace=replace, progress=_after_a_page(held, report))
+            held.release()
+            if opened.get_storage_health()["needs_retraining"]:
+                with output.progress("building the index") as report:
+                    opened.run_maintenance(report)
+            count = opened.count()
+        output.show(
+            {**done.as_dict(), "count": count},
+            f"imported {done.imported} units from {path}, {done.present} were there already, {done.replaced} replaced",
+            f"verified: {done.verified} units and ids, {done.vectors_compared} vectors bit by bit, "
+            f"in {done.seconds:.1f} s",
+        )
 
 
 def _embedder_for(lines: list[Exported], name: EmbedderName, model: str | None) -> EmbeddingFunction:

@@ -172,7 +172,8 @@ def usual_vector(array: object, dim: int | None) -> FloatArray | None:
     """``array`` if it is plainly a float32 vector of ``dim`` usual numbers, which spares the steps of a full check."""
     if type(array) is not np.ndarray or array.dtype != np.float32 or array.shape != (dim,):
         return None
-    usual = array.flags.c_contiguous and _SMALLEST_SAFE < array.dot(array) < _LARGEST_SAFE
+    with np.errstate(over="ignore", invalid="ignore"):
+        usual = array.flags.c_contiguous and _SMALLEST_SAFE < array.dot(array) < _LARGEST_SAFE
     return array if usual else None
 
 
