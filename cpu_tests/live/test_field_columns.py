@@ -452,6 +452,14 @@ def test_a_round_of_maintenance_leaves_no_columns_in_memory(tmp_path: Path, monk
         assert store.count({"metadata.n": {"lt": 8}}) == 8
 
 
+def test_a_round_of_maintenance_reads_the_usual_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
+    with filled(tmp_path / "m") as store:
+        store.run_maintenance()
+        monkeypatch.setattr(Records, "field_values", Mock(side_effect=AssertionError("read again")))
+        assert asked(store) == [count for _, count in ASKED]
+
+
 def test_a_file_of_columns_that_cannot_be_written_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     (tmp_path / "m.columns").mkdir()

@@ -157,7 +157,7 @@ class LiveIndex:
         """When a search last started or ended, by ``time.perf_counter``."""
         self.nlist_change: NlistChange | None = None
         self._gate = SearchGate()
-        self.mutex = lock()
+        self.mutex, self._foreseeing = lock(), lock()
         self._changing = False
         """Whether the view is being replaced; read and set by the thread that holds the mutex."""
         self._masks = FilterCache(records)
@@ -343,10 +343,11 @@ class LiveIndex:
 
         stop: whether to give up.
         """
-        if recalled or self.needs_foresight():
-            pause = SearchYield(lambda: self.last_search)
-            self._masks.foresight.read(lambda: self._log(self.catch_up()), recalled, pause, stop)
-            trim_heap()
+        with self._foreseeing:  # who comes meanwhile finds them read
+            if recalled or self.needs_foresight():
+                pause = SearchYield(lambda: self.last_search)
+                self._masks.foresight.read(lambda: self._log(self.catch_up()), recalled, pause, stop)
+                trim_heap()
 
     def has_expired(self) -> bool:
         """Whether rows have expired that are not deleted yet."""

@@ -361,6 +361,7 @@ class Maintenance:
                 actions.append(f"purged {live.records.purge_history()} changes of the history")
             actions += self._save_vectors()
         if not background:  # whose own round does it
+            live.foresee({}, lambda: self.closing)
             live.save_fields(timeout=1.0)
         return actions, reason.text if reason else ""
 
