@@ -446,6 +446,7 @@ def test_a_round_of_maintenance_leaves_no_columns_in_memory(tmp_path: Path, monk
     monkeypatch.setattr(field_columns, "SAVED_FROM", 400)
     with filled(tmp_path / "m") as store:
         assert store.count({"metadata.n": {"lt": 7}}) == 7
+        store._open.live.foresee({})
         held = store.get_storage_health()["memory_usage_mb"]
         store.run_maintenance()
         assert held - store.get_storage_health()["memory_usage_mb"] > 500 * 8 / 1e6
