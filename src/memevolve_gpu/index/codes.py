@@ -142,8 +142,7 @@ def _packed_bytes(engine: FaissIndex, rows: int) -> int:
 
 def _packed(piece: _Piece) -> npt.NDArray[np.uint8]:
     """The codes of a piece as they lie in its memory, uint8 (m,), without a copy."""
-    size = _packed_bytes(piece.engine, piece.rows)
-    return _seen(piece.engine, size)
+    return _seen(piece.engine, _packed_bytes(piece.engine, piece.rows))
 
 
 def _seen(engine: FaissIndex, size: int) -> npt.NDArray[np.uint8]:

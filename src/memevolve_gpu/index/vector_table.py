@@ -446,6 +446,11 @@ class VectorTable:
             unchecked.check_all(pause)
             self._unchecked = None
 
+    def _check_rows(self, positions: IntArray | slice) -> None:
+        """Compare the rows at these positions that were not compared yet."""
+        if (unchecked := self._unchecked) is not None:
+            unchecked.check(np.arange(self.n)[positions] if isinstance(positions, slice) else positions)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all rows, wherever they are."""
@@ -466,8 +471,7 @@ class VectorTable:
 
     def gather(self, positions: IntArray | slice) -> FloatArray:
         """The vectors at ``positions`` (m,), as float32 (m, dim), C-contiguous; a slice may give a view."""
-        if (unchecked := self._unchecked) is not None:
-            unchecked.check(np.arange(self.n)[positions] if isinstance(positions, slice) else positions)
+        self._check_rows(positions)
         return self.vectors[positions]
 
     def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
@@ -482,22 +486,20 @@ class VectorTable:
 
     def scan(self, queries: FloatArray, k: int, row_filter: RowFilter | None = None) -> tuple[FloatArray, IntArray]:
         """Exact search over all allowed rows; shapes as in :func:`~.exact_scan.exact_scan`."""
-        if (unchecked := self._unchecked) is not None:
-            self.check() if row_filter is None else unchecked.check(row_filter.positions)
         if row_filter is None:
+            self.check()
             return scan_many(queries, self.vectors, k, self.metric)
+        self._check_rows(row_filter.positions)
         return exact_scan(queries, self.vectors, k, self.metric, row_filter)
 
     def rerank(self, queries: FloatArray, candidates: IntArray, k: int) -> tuple[FloatArray, IntArray]:
         """The k nearest of each query's candidates (nq, r); a row of candidates ends at its first -1."""
-        if (unchecked := self._unchecked) is not None:
-            unchecked.check(candidates)
+        self._check_rows(candidates)
         return rerank_rows(queries, self.vectors, candidates, k, self.metric)
 
     def distances(self, queries: FloatArray, rows: IntArray) -> FloatArray:
         """The distances of each query's own ``rows`` int64 (nq, r), in their order: float32 (nq, r), +inf for -1."""
-        if (unchecked := self._unchecked) is not None:
-            unchecked.check(rows)
+        self._check_rows(rows)
         return distances_by_row(queries, self.vectors, rows, self.metric)
 
 

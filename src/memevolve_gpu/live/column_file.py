@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import pathlib
 import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from ..types import IntArray, Json, JsonObject
 from ..utils.forking import lazy
 from .field_values import Array, FieldValues
 
-Path = tuple[str, ...]
+FieldPath = tuple[str, ...]
 """The names that lead to a field."""
 
 _MAGIC = b"MEVCOLS1"
@@ -52,7 +52,9 @@ class _Section(NamedTuple):
     at: int
 
 
-def write_columns(file: BinaryIO, token: str, seq: int, slots: IntArray, columns: Mapping[Path, SavedColumn]) -> None:
+def write_columns(
+    file: BinaryIO, token: str, seq: int, slots: IntArray, columns: Mapping[FieldPath, SavedColumn]
+) -> None:
     """Write the columns of the rows with these slots, int64 (n,) ascending, as of a log entry."""
     file.write(_MAGIC)
     document: JsonObject = {"token": token, "seq": seq, "slots": _written(file, {"slots": slots}), "columns": []}
@@ -87,11 +89,11 @@ class ColumnFile:
         self.slots: IntArray = self._arrays(document["slots"])["slots"]
 
     @property
-    def paths(self) -> Iterable[Path]:
+    def paths(self) -> Iterable[FieldPath]:
         """The fields that it has, except those that turned out to be damaged."""
         return self._columns.keys()
 
-    def take(self, path: Path) -> SavedColumn | None:
+    def take(self, path: FieldPath) -> SavedColumn | None:
         """A column; None where there is none, or it is damaged."""
         about = self._columns.get(path)
         if about is None:
@@ -119,7 +121,7 @@ class ColumnFile:
         return found
 
 
-def open_columns(path: pathlib.Path, token: str) -> ColumnFile | None:
+def open_columns(path: Path, token: str) -> ColumnFile | None:
     """The file with this token; None where there is none, or it is torn or damaged."""
     try:
         with path.open("rb") as file:
@@ -149,12 +151,12 @@ class KeptFields:
 
     def forget(self) -> None:
         """Forget which fields filters named; what the records keep of that is read again."""
-        self.named: dict[Path, None] = {}
+        self.named: dict[FieldPath, None] = {}
         """The fields that filters named since they were last kept."""
         self.__dict__.pop("_kept", None)
 
     @lazy
-    def _kept(self) -> tuple[dict[Path, bool], str]:
+    def _kept(self) -> tuple[dict[FieldPath, bool], str]:
         """Read at the first use: a forked child makes new columns for stores that are closed, too."""
         try:
             return _read_kept(self._records.get_meta(FIELDS_KEY))
@@ -162,16 +164,16 @@ class KeptFields:
             return {}, ""
 
     @property
-    def saved(self) -> dict[Path, bool]:
+    def saved(self) -> dict[FieldPath, bool]:
         """The fields that filters named here or in a process before, as last kept; True: they hold moments."""
         return self._kept[0]
 
-    def name(self, path: Path) -> None:
+    def name(self, path: FieldPath) -> None:
         """Note that a filter names a field."""
         self.named.pop(path, None)
         self.named[path] = None
 
-    def latest(self, most: int, moments: set[Path]) -> dict[Path, bool]:
+    def latest(self, most: int, moments: set[FieldPath]) -> dict[FieldPath, bool]:
         """The fields to keep, at most so many; ``moments``: those that hold moments now."""
         paths = [*(path for path in self.saved if path not in self.named), *self.named][-most:]
         return {path: path in moments or self.saved.get(path, False) for path in paths}
@@ -184,9 +186,9 @@ class KeptFields:
     def keep(
         self,
         timeout: float,
-        named: dict[Path, None],
-        latest: dict[Path, bool],
-        file: tuple[str, int, pathlib.Path] | None = None,
+        named: dict[FieldPath, None],
+        latest: dict[FieldPath, bool],
+        file: tuple[str, int, Path] | None = None,
     ) -> bool:
         """Keep the names and, if given, a file: its token, its log entry, its draft. False where units were erased or
         the log was purged since ``named`` was read.
@@ -206,7 +208,7 @@ class KeptFields:
         return True
 
 
-def _read_kept(raw: bytes | None) -> tuple[dict[Path, bool], str]:
+def _read_kept(raw: bytes | None) -> tuple[dict[FieldPath, bool], str]:
     """The names of fields and the token in a value of the records; nothing where it is damaged."""
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         held = json.loads(raw or b"{}")

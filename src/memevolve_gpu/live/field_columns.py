@@ -22,7 +22,7 @@ from ..types import AnyArray, IntArray, Json
 from ..utils.drafts import draft_of
 from ..utils.forking import lock
 from ..utils.lru import LruCache
-from .column_file import ColumnFile, KeptFields, Path, SavedColumn, write_columns
+from .column_file import ColumnFile, FieldPath, KeptFields, SavedColumn, write_columns
 from .field_values import BoolArray, FieldValues, values_of
 
 MOST_COLUMNS = 24
@@ -86,7 +86,7 @@ class FieldColumns:
         self._records = records
         self._lock = lock()
         self._busy = False
-        self._columns: LruCache[Path, Column | None] = LruCache(MOST_COLUMNS)
+        self._columns: LruCache[FieldPath, Column | None] = LruCache(MOST_COLUMNS)
         self.wants_foresight = False
         """A filter had to read a field, so filters may soon name others."""
         self._unsaved = False
@@ -105,7 +105,7 @@ class FieldColumns:
         own = 0 if self._file is not None and self._slots is self._file.slots else self._slots.nbytes
         return own + sum(one.nbytes for one in self._columns.values() if one is not None)
 
-    def holds(self, paths: Iterable[Path]) -> bool:
+    def holds(self, paths: Iterable[FieldPath]) -> bool:
         """Are these fields in memory or in the file, or known to be too long?"""
         return all(path in self._columns or (self._file is not None and path in self._file.paths) for path in paths)
 
@@ -134,7 +134,7 @@ class FieldColumns:
                 return found
         return self._records.matching(filters)
 
-    def by_slot(self, path: Path, slots: IntArray, log: Log, *, moments: bool) -> npt.NDArray[np.float64]:
+    def by_slot(self, path: FieldPath, slots: IntArray, log: Log, *, moments: bool) -> npt.NDArray[np.float64]:
         """The numbers, or the Unix times of the texts, of live slots, float64 (n,); NaN where there is no such one."""
         with self._turn(log) as mine:
             column = self._column(path) if mine else None
@@ -142,7 +142,7 @@ class FieldColumns:
                 return column.by_row(len(self._slots), moments=moments)[np.searchsorted(self._slots, slots)]
         return self._read(path, slots).by_row(moments=moments)
 
-    def whole(self, path: Path, slots: IntArray, log: Log) -> tuple[IntArray, FieldValues]:
+    def whole(self, path: FieldPath, slots: IntArray, log: Log) -> tuple[IntArray, FieldValues]:
         """Slots, those given among them, and the values of the field in each."""
         with self._turn(log) as mine:
             column = self._column(path) if mine else None
@@ -152,7 +152,7 @@ class FieldColumns:
                 return self._slots, column.read
         return slots, self._read(path, slots)
 
-    def _read(self, path: Path, slots: IntArray) -> FieldValues:
+    def _read(self, path: FieldPath, slots: IntArray) -> FieldValues:
         found, (values,) = self._records.field_values([path], slots)
         return values_of(in_order_of(slots, found, values))
 
@@ -196,10 +196,10 @@ class FieldColumns:
         if file is not None and file.seq <= watermark:
             self._file, self._seq, self._slots = file, file.seq, file.slots
 
-    def _freshen(self, paths: Iterable[Path], slots: IntArray) -> None:
+    def _freshen(self, paths: Iterable[FieldPath], slots: IntArray) -> None:
         """Read the values of these slots again, for columns that exist; one with too many of such rows is dropped."""
         slots = self._slots[self._rows(slots)]
-        columns: dict[Path, Column] = {}
+        columns: dict[FieldPath, Column] = {}
         for path in paths:
             column = self._columns.peek(path)
             if column is None:
@@ -225,12 +225,12 @@ class FieldColumns:
         rows: IntArray = at[self._slots[at] == slots] if len(self._slots) else _ints([])
         return rows
 
-    def _ready(self, filters: Filter) -> dict[Path, Column | None]:
+    def _ready(self, filters: Filter) -> dict[FieldPath, Column | None]:
         """The columns that a filter needs; None for a path that has none."""
         paths = dict.fromkeys(one.path for one in conditions_of(filters.root) if one.path != ("id",))
         return {path: self._column(path) for path in paths}
 
-    def _column(self, path: Path) -> Column | None:
+    def _column(self, path: FieldPath) -> Column | None:
         self.kept.name(path)
         if path in self._columns:
             return self._columns.get(path)
@@ -239,7 +239,7 @@ class FieldColumns:
         self.wants_foresight = True
         return self._columns.put(path, self._made(path, self._slots))
 
-    def _load(self, path: Path) -> bool:
+    def _load(self, path: FieldPath) -> bool:
         """Whether the file had the column, which is in use now."""
         taken = None if self._file is None else self._file.take(path)
         if taken is None:
@@ -249,7 +249,7 @@ class FieldColumns:
             self._freshen([path], self._beside)
         return path in self._columns
 
-    def _made(self, path: Path, slots: IntArray) -> Column | None:
+    def _made(self, path: FieldPath, slots: IntArray) -> Column | None:
         """The column of a field for these slots, as of now; None where its texts are long."""
         if not self._records.field_is_short(path):
             return None
@@ -266,7 +266,7 @@ class FieldColumns:
         """Whether the columns of so many units are kept in a file."""
         return count >= SAVED_FROM
 
-    def adopt(self, made: Mapping[Path, Column], since: tuple[int, int], log: Log) -> None:
+    def adopt(self, made: Mapping[FieldPath, Column], since: tuple[int, int], log: Log) -> None:
         """Use columns that were read elsewhere, as of the log entry and the epoch ``since``; they may be large where
         the next :meth:`save` moves them into the file."""
         with self._turn(log) as mine:
@@ -313,7 +313,7 @@ class FieldColumns:
             if kept.keep(timeout, named, latest, (token, seq, draft.path)):
                 self._use_file(columns, epoch)
 
-    def _to_save(self) -> dict[Path, Column]:
+    def _to_save(self) -> dict[FieldPath, Column]:
         """The columns to write into the file; none where it is good enough. The lock is held."""
         if self._busy or not self.are_saved(len(self._slots)):
             return {}
@@ -326,11 +326,11 @@ class FieldColumns:
         self._file, self._beside = None, _ints([])
         return dict(self._pairs())
 
-    def _pairs(self) -> list[tuple[Path, Column]]:
+    def _pairs(self) -> list[tuple[FieldPath, Column]]:
         both = zip(self._columns, self._columns.values(), strict=True)
         return [(path, column) for path, column in both if column is not None]
 
-    def _use_file(self, columns: dict[Path, Column], epoch: int) -> None:
+    def _use_file(self, columns: dict[FieldPath, Column], epoch: int) -> None:
         """Continue with the columns of the file that was just written, in place of those in memory."""
         file = self.kept.open_file()
         if file is None:
@@ -347,7 +347,7 @@ class FieldColumns:
                 if mapped is not None and self._columns.peek(path) is column:
                     column.read = mapped.read
 
-    def _mask(self, node: Node, columns: dict[Path, Column | None]) -> BoolArray:
+    def _mask(self, node: Node, columns: dict[FieldPath, Column | None]) -> BoolArray:
         if isinstance(node, Not):
             return ~self._mask(node.part, columns)
         if not isinstance(node, Condition):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from ..records.records import Records
 from ..types import IntArray
-from .column_file import Path
+from .column_file import FieldPath
 from .field_columns import MOST_COLUMNS, Column, FieldColumns, Log, in_order_of
 from .field_values import FieldReader
 
@@ -44,7 +44,7 @@ class Foresight:
     def read(
         self,
         log: Callable[[], Log],
-        recalled: Mapping[Path, bool],
+        recalled: Mapping[FieldPath, bool],
         pause: Callable[[], None] = lambda: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -62,7 +62,7 @@ class Foresight:
         paths = dict.fromkeys([*recalled, *self._usual_fields(slots)])
         lacking = [path for path in paths if not columns.holds([path]) and records.field_is_short(path)]
         lacking = lacking[: MOST_COLUMNS - len(columns)]
-        at_once, made = max(1, PASS_VALUES // max(1, len(slots))), dict[Path, Column]()
+        at_once, made = max(1, PASS_VALUES // max(1, len(slots))), dict[FieldPath, Column]()
         for start in range(0, len(lacking), at_once):
             if sum(one.nbytes for one in made.values()) < FORESEEN_BYTES:
                 made |= self._gathered(lacking[start : start + at_once], slots, recalled, pause, stop)
@@ -72,7 +72,7 @@ class Foresight:
         if made:
             columns.adopt(made, (seq, epoch), log())
 
-    def _usual_fields(self, slots: IntArray) -> list[Path]:
+    def _usual_fields(self, slots: IntArray) -> list[FieldPath]:
         """The paths of the values and lists of the newest units, most frequent first; without the id and the texts."""
         newest = self._records.units_at(slots[-SAMPLED:]).values()
         counts = Counter(path for unit in newest for path in _paths_in(unit))
@@ -82,12 +82,12 @@ class Foresight:
 
     def _gathered(
         self,
-        paths: list[Path],
+        paths: list[FieldPath],
         slots: IntArray,
-        recalled: Mapping[Path, bool],
+        recalled: Mapping[FieldPath, bool],
         pause: Callable[[], None],
         stop: Callable[[], bool],
-    ) -> dict[Path, Column]:
+    ) -> dict[FieldPath, Column]:
         """The columns of several fields for these slots, read in one pass; none where that was stopped.
 
         Without fields of very many texts, unless they are recalled.
@@ -106,7 +106,7 @@ class Foresight:
         return {path: Column(reader.finished(), {}) for path, reader in readers.items()}
 
 
-def _paths_in(value: Mapping[str, object], above: Path = ()) -> Iterator[Path]:
+def _paths_in(value: Mapping[str, object], above: FieldPath = ()) -> Iterator[FieldPath]:
     for key, held in value.items():
         path = (*above, key)
         if not isinstance(held, dict):
